@@ -1,0 +1,1 @@
+"""Command lines: thinfs and the drop-in dmsetup."""

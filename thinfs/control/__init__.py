@@ -1,0 +1,1 @@
+"""The server and its control socket: one JSON object a line."""

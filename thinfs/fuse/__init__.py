@@ -1,0 +1,1 @@
+"""The image files: one file per active device, through pyfuse3."""

@@ -1,0 +1,1 @@
+"""The thin-pool engine: metadata, mapping decisions, modes; synchronous and single-threaded."""

@@ -1,0 +1,1 @@
+"""Offline tools over a pool's metadata, sharing one intermediate representation."""

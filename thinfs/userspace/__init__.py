@@ -1,0 +1,1 @@
+"""Device-mapper in a process: named devices, tables, suspend and resume, events."""
