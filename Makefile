@@ -1,0 +1,27 @@
+# make demo, make test, make lint: each sets up what it needs first (scripts/setup), which takes a second when all is there.
+.PHONY: setup demo test lint clean
+.NOTPARALLEL:
+
+setup:
+	@scripts/setup test
+
+demo:
+	@scripts/setup demo
+	.venv/bin/thinfs demo $(ARGS)
+
+test:
+	@scripts/setup test
+	.venv/bin/pytest $(ARGS)
+
+lint:
+	@scripts/setup lint
+	.venv/bin/ruff check .
+	.venv/bin/ruff format --check .
+	.venv/bin/mypy
+	.venv/bin/lint-imports
+
+# What the commands above made; packages of the machine stay.
+clean:
+	rm -rf .venv .cache build *.egg-info .mypy_cache .ruff_cache .import_linter_cache .hypothesis .pytest_cache
+	find thinfs kernel_backend tests -name __pycache__ -type d -prune -exec rm -rf {} +
+	find thinfs -name '*.so' -delete
