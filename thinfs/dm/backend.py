@@ -61,9 +61,7 @@ class OpenDevice(Protocol):
 class Backend(Protocol):
     """One device-mapper."""
 
-    async def create(
-        self, name: str, table: str | None, *, uuid: str = "", read_only: bool = False
-    ) -> DeviceInfo:
+    async def create(self, name: str, table: str | None, *, uuid: str = "", read_only: bool = False) -> DeviceInfo:
         """Create, load and resume; nothing is left behind on an error. With no table, create only."""
 
     async def load(self, name: str, table: str, *, read_only: bool = False) -> None:
