@@ -1,0 +1,205 @@
+"""Where a walkthrough plays: a temporary directory, a server of its own, loop devices; and how none stays behind.
+
+Promises: whatever way a walkthrough ends, its mounts, loop devices, links, server and files are gone, and what
+could not be removed is named. Never: touches the server, devices or links of anybody else: only what lies
+below its own directory, or what it made itself and knows by name.
+"""
+
+import contextlib
+import fcntl
+import os
+import select
+import shutil
+import signal
+import socket
+import stat
+import struct
+import sysconfig
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from types import TracebackType
+
+from thinfs.cli.narration import Narrator, complain, ignore_signals, run_quietly, signals_deferred, stop_on_signals
+from thinfs.errors import BackingMissing, Busy, Exists
+
+_LOOP_MAJOR = 7
+_LOOP_CTL_ADD = 0x4C80
+_LOOP_CTL_REMOVE = 0x4C81
+_LOOP_CTL_GET_FREE = 0x4C82
+
+_SYSTEM_PATH = "/usr/local/sbin:/usr/sbin:/sbin:/usr/local/bin:/usr/bin:/bin"
+_STOP_SECONDS = 30
+
+
+class Stage:
+    """Used as a context: `narrator` runs lines in `directory`; leaving it cleans up."""
+
+    def __init__(self, *, below: Path | None, device_names: Sequence[str]) -> None:
+        """`below` holds the temporary directory (TMPDIR if None); `device_names` may become /dev/mapper links."""
+        self._device_names = device_names
+        self._made_loop_devices: list[int] = []
+        self._server: int | None = None  # pidfd
+        for name in device_names:
+            if os.path.lexists(f"/dev/mapper/{name}"):
+                raise Exists(f"/dev/mapper/{name} exists already: the walkthrough needs that name")
+        self.directory = Path(tempfile.mkdtemp(prefix="thinfs-demo-", dir=below)).resolve()
+        self.mount_dir = self.directory / "dm"
+        tools = self.directory / "bin"
+        environment = {
+            **os.environ,
+            "PATH": f"{tools}:{os.environ.get('PATH', '')}:{_SYSTEM_PATH}",
+            "LC_ALL": "C",
+            "THINFS_MOUNT": str(self.mount_dir),
+        }
+        self.narrator = Narrator(self.directory, environment)
+        try:
+            tools.mkdir()
+            _link_script("thinfs", tools / "thinfs")
+            _link_script("thinfs-dmsetup", tools / "dmsetup")
+        except BaseException:
+            shutil.rmtree(self.directory)
+            raise
+
+    def require(self, *programs: str) -> None:
+        for program in programs:
+            if shutil.which(program, path=self.narrator.environment["PATH"]) is None:
+                raise BackingMissing(f"{program}: no such program here; make setup installs what the walkthrough runs")
+
+    def __enter__(self) -> "Stage":
+        stop_on_signals()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        ignore_signals()
+        self._unmount()
+        self._end_server()
+        self._unmount(lazily=True)
+        self._release_loop_devices()
+        for name in self._device_names:
+            with contextlib.suppress(OSError):
+                os.unlink(f"/dev/mapper/{name}")
+        shutil.rmtree(self.directory, ignore_errors=True)
+        left = self.leftovers()
+        if left and error is not None:
+            complain(f"could not be removed: {', '.join(left)}")
+        elif left:
+            raise Busy(f"could not be removed: {', '.join(left)}")
+
+    def leftovers(self) -> list[str]:
+        """What is still there of a walkthrough that ended."""
+        left = [f"mount {path}" for path in self._mounts()]
+        left += [f"loop device {path}" for path, _ in self._loop_devices()]
+        left += [f"/dev/mapper/{name}" for name in self._device_names if os.path.lexists(f"/dev/mapper/{name}")]
+        return left + ([str(self.directory)] if self.directory.exists() else [])
+
+    # -- the server --------------------------------------------------------------------------------------------
+
+    def start_server(self) -> None:
+        """Not to be interrupted half-way: a server that is starting cannot be found and stopped yet."""
+        with signals_deferred():
+            self.narrator.sh(f"thinfs serve --mount {self.mount_dir}")
+            with socket.socket(socket.AF_UNIX) as client:
+                client.connect(f"{self.mount_dir}.sock")
+                credentials = client.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
+            pid, _, _ = struct.unpack("3i", credentials)
+            self._server = os.pidfd_open(pid)
+
+    def stop_server(self) -> None:
+        self.narrator.sh("thinfs stop")
+        self.narrator.check("thinfs stop: the server ended", self._server_ended(), True)
+
+    def _server_ended(self) -> bool:
+        if self._server is None:
+            return True
+        ended, _, _ = select.select([self._server], [], [], _STOP_SECONDS)
+        if ended:
+            os.close(self._server)
+            self._server = None
+        return bool(ended)
+
+    def _end_server(self) -> None:
+        if self._server is None:
+            return
+        self._quietly("timeout 60 thinfs stop --force")
+        if not self._server_ended():
+            signal.pidfd_send_signal(self._server, signal.SIGKILL)
+            self._server_ended()
+
+    # -- mounts ------------------------------------------------------------------------------------------------
+
+    def _mounts(self) -> list[str]:
+        """Mount points below the directory, the latest first."""
+        with open("/proc/self/mounts", encoding="utf-8", errors="surrogateescape") as mounts:
+            points = [line.split(" ")[1].replace("\\040", " ") for line in mounts]
+        return [point for point in reversed(points) if point.startswith(f"{self.directory}/")]
+
+    def _unmount(self, *, lazily: bool = False) -> None:
+        for point in self._mounts():
+            if lazily:
+                self._quietly(f"umount -l '{point}' || fusermount3 -u -z '{point}'")
+            elif point != str(self.mount_dir):
+                if self._server is not None:  # what was interrupted while suspended would never finish its I/O
+                    self._quietly("for name in $(timeout 10 dmsetup ls | cut -f 1); do dmsetup resume $name; done")
+                self._quietly(f"fsfreeze -u '{point}'; umount '{point}'")
+
+    # -- loop devices ------------------------------------------------------------------------------------------
+
+    def loop_device(self, number: int) -> str | None:
+        """/dev/loop`number` if it is free, else another; None where the machine has no loop devices."""
+        try:
+            control = os.open("/dev/loop-control", os.O_RDWR | os.O_CLOEXEC)
+        except OSError:
+            return None
+        try:
+            if Path(f"/sys/block/loop{number}/loop").exists():
+                number = fcntl.ioctl(control, _LOOP_CTL_GET_FREE)
+            path = Path(f"/dev/loop{number}")
+            if not path.exists():
+                with contextlib.suppress(FileExistsError):
+                    fcntl.ioctl(control, _LOOP_CTL_ADD, number)
+                self._made_loop_devices.append(number)
+                if not path.exists():  # no devtmpfs, as in a container
+                    os.mknod(path, stat.S_IFBLK | 0o600, os.makedev(_LOOP_MAJOR, number))
+        except OSError:
+            return None
+        finally:
+            os.close(control)
+        return str(path)
+
+    def _loop_devices(self) -> list[tuple[str, str]]:
+        """(device, backing file) of the loop devices over files below the directory."""
+        found = []
+        for backing in Path("/sys/block").glob("loop*/loop/backing_file"):
+            with contextlib.suppress(OSError):
+                path = backing.read_text().rstrip("\n")
+                if path.startswith(f"{self.directory}/"):
+                    found.append((f"/dev/{backing.parent.parent.name}", path))
+        return found
+
+    def _release_loop_devices(self) -> None:
+        for device, _ in self._loop_devices():
+            self._quietly(f"losetup -d {device}")
+        if not self._made_loop_devices:
+            return
+        control = os.open("/dev/loop-control", os.O_RDWR | os.O_CLOEXEC)
+        for number in self._made_loop_devices:
+            with contextlib.suppress(OSError):
+                fcntl.ioctl(control, _LOOP_CTL_REMOVE, number)
+            with contextlib.suppress(OSError):
+                os.unlink(f"/dev/loop{number}")
+        os.close(control)
+
+    def _quietly(self, line: str) -> None:
+        run_quietly(line, Path("/"), self.narrator.environment)
+
+
+def _link_script(name: str, link: Path) -> None:
+    """The console script of this very installation, else the first in PATH, under the name `link`."""
+    script = Path(sysconfig.get_path("scripts"), name)
+    found = str(script) if script.exists() else shutil.which(name)
+    if found is None:
+        raise BackingMissing(f"{name}: not installed beside this Python nor in PATH")
+    link.symlink_to(found)
