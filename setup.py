@@ -1,0 +1,31 @@
+"""The one compiled part, thinfs.fuse._fuseshim, against the libfuse 3 of pkg-config; all else: pyproject.toml."""
+
+import subprocess
+
+from setuptools import Extension, setup
+
+
+def pkg_config(option: str) -> list[str]:
+    try:
+        answer = subprocess.run(
+            ["pkg-config", option, "fuse3 >= 3.8"], check=True, capture_output=True, text=True
+        ).stdout
+    except (OSError, subprocess.CalledProcessError) as error:
+        raise SystemExit(
+            "thinfs: the libfuse 3 headers (3.8 or later) were not found by pkg-config; on Debian and Ubuntu: "
+            f"apt-get install gcc pkg-config python3-dev libfuse3-dev  ({error})"
+        ) from None
+    return answer.split()
+
+
+setup(
+    ext_modules=[
+        Extension(
+            "thinfs.fuse._fuseshim",
+            ["thinfs/fuse/_fuseshim.c"],
+            extra_compile_args=["-D_GNU_SOURCE", "-Wall", "-Wextra", *pkg_config("--cflags")],
+            # The calls that it passes on are found with RTLD_NEXT: libfuse must come right behind it.
+            extra_link_args=["-Wl,--no-as-needed", *pkg_config("--libs")],
+        )
+    ]
+)
