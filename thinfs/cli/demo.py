@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from thinfs.cli import demo_docker
+from thinfs.cli.demo_files import DebugfsFiles, Files, MountedFiles
 from thinfs.cli.demo_stage import Stage
 from thinfs.cli.narration import complain
 from thinfs.errors import InvalidArgument, ThinfsError
@@ -22,6 +23,7 @@ SNAPSHOT = "mysnap1"
 
 _BASE_TEXT = "hello world, I am a base"
 _SNAPSHOT_TEXT = "hello world, I am snap1"
+_ADDED_TEXT = "only in the snapshot"
 _METADATA_MAX_BYTES = 2 << 20
 
 
@@ -101,139 +103,69 @@ def _play(stage: Stage, options: argparse.Namespace) -> list[str]:
 def _walk(stage: Stage, data: str, metadata: str, *, as_root: bool) -> str:
     narrator = stage.narrator
     sh = narrator.sh
-    base, snapshot = ((f"/dev/mapper/{name}" if as_root else f"{stage.mount_dir}/{name}") for name in (BASE, SNAPSHOT))
-
-    narrator.heading("A pool and a thin volume")
+    files: Files = MountedFiles(stage, {BASE: "base", SNAPSHOT: "snap1"}) if as_root else DebugfsFiles(stage)
     create_pool = (
         f'dmsetup create {POOL} --table "0 20971522 thin-pool {metadata} {data} 128 65536 1 skip_block_zeroing"'
     )
+    create_base = f'dmsetup create {BASE} --table "0 2097152 thin /dev/mapper/{POOL} 0"'
+    create_snapshot = f'dmsetup create {SNAPSHOT} --table "0 2097152 thin /dev/mapper/{POOL} 1"'
+
+    narrator.heading("A pool and a thin volume")
     sh(create_pool)
     sh(f'dmsetup message /dev/mapper/{POOL} 0 "create_thin 0"')
-    sh(f'dmsetup create {BASE} --table "0 2097152 thin /dev/mapper/{POOL} 0"')
+    sh(create_base)
     sh("dmsetup ls")
-    sh(f"mkfs.ext4 {base}")
-    files = _MountedFiles(stage) if as_root else _Debugfs(stage)
-    files.open(base, "base")
-    sh(f'echo "{_BASE_TEXT}" > {files.to_write("base", "id.txt")}')
-    files.written(base, "id.txt")
-    sh(files.cat(base, "base", "id.txt"), prints=f"{_BASE_TEXT}\n")
+    sh(f"mkfs.ext4 {stage.device(BASE, as_root=as_root)}")
+    files.mount(BASE)
+    files.write(BASE, "id.txt", _BASE_TEXT)
+    files.expect(BASE, "id.txt", f"{_BASE_TEXT}\n")
 
     narrator.heading("A snapshot of the volume in use: no I/O while it is taken")
-    files.freeze("base")
+    files.freeze(BASE)
     sh(f"dmsetup suspend {BASE}")
     sh(f'dmsetup message /dev/mapper/{POOL} 0 "create_snap 1 0"')
     sh(f"dmsetup resume {BASE}")
-    files.thaw("base")
-    sh(f'dmsetup create {SNAPSHOT} --table "0 2097152 thin /dev/mapper/{POOL} 1"')
+    files.thaw(BASE)
+    sh(create_snapshot)
 
     narrator.heading("The snapshot changes, the base does not")
-    files.open(snapshot, "snap1")
-    sh(files.cat(snapshot, "snap1", "id.txt"), prints=f"{_BASE_TEXT}\n")
-    files.append(snapshot, "snap1", "id.txt", _SNAPSHOT_TEXT)
-    sh(f'echo "only in the snapshot" > {files.to_write("snap1", "snap1.txt")}')
-    files.written(snapshot, "snap1.txt")
-    both = f"{_BASE_TEXT}\n{_SNAPSHOT_TEXT}\n"
-    for when in ("now", "from the device again"):
-        sh(files.cat(snapshot, "snap1", "id.txt"), prints=both)
-        sh(files.cat(snapshot, "snap1", "snap1.txt"), prints="only in the snapshot\n")
-        sh(files.cat(base, "base", "id.txt"), prints=f"{_BASE_TEXT}\n")
-        narrator.check("files of the base", files.names(base, "base"), ["id.txt", "lost+found"])
-        narrator.check("files of the snapshot", files.names(snapshot, "snap1"), ["id.txt", "lost+found", "snap1.txt"])
-        if when == "now":
-            files.close("base", "snap1")
-            sh(f"e2fsck -fn {base} && e2fsck -fn {snapshot}")
-            files.open(base, "base", read_only=True)
-            files.open(snapshot, "snap1", read_only=True)
-    files.close("base", "snap1")
+    files.mount(SNAPSHOT)
+    files.expect(SNAPSHOT, "id.txt", f"{_BASE_TEXT}\n")
+    files.append(SNAPSHOT, "id.txt", _SNAPSHOT_TEXT)
+    files.write(SNAPSHOT, "snap1.txt", _ADDED_TEXT)
+    _compare(files)
+    files.unmount(BASE, SNAPSHOT)
 
-    narrator.heading("What the pool says, and how long it takes to open")
+    narrator.heading("The same from the pool opened again, and how long that takes")
+    sh(" && ".join(f"e2fsck -fn {stage.device(name, as_root=as_root)}" for name in (BASE, SNAPSHOT)))
     before = sh("dmsetup status").text
-    for name in (SNAPSHOT, BASE, POOL):
-        sh(f"dmsetup remove {name}")
+    _remove(stage)
     sh("dmsetup ls", prints="No devices found\n")
     seconds = sh(create_pool).seconds
-    narrator.say(f"(opened in {seconds * 1000:.0f} ms, dmsetup's own start included)")
-    sh(f'dmsetup create {BASE} --table "0 2097152 thin /dev/mapper/{POOL} 0"')
-    sh(f'dmsetup create {SNAPSHOT} --table "0 2097152 thin /dev/mapper/{POOL} 1"')
+    narrator.say(f"(opened in {seconds * 1000:.0f} ms, the start of dmsetup included)")
+    sh(create_base)
+    sh(create_snapshot)
     after = sh("dmsetup status").text
-    narrator.check("status after the pool was opened again", sorted(after.splitlines()), sorted(before.splitlines()))
+    narrator.check("status of the pool opened again", sorted(after.splitlines()), sorted(before.splitlines()))
+    files.mount(BASE, read_only=True)
+    files.mount(SNAPSHOT, read_only=True)
+    _compare(files)
+    files.unmount(BASE, SNAPSHOT)
+    _remove(stage)
+    return "a thin volume and its snapshot, which changed while the base did not, on 10 GiB with 1 TiB of metadata"
+
+
+def _compare(files: Files) -> None:
+    files.expect(SNAPSHOT, "id.txt", f"{_BASE_TEXT}\n{_SNAPSHOT_TEXT}\n")
+    files.expect(SNAPSHOT, "snap1.txt", f"{_ADDED_TEXT}\n")
+    files.expect_names(SNAPSHOT, ["id.txt", "lost+found", "snap1.txt"])
+    files.expect(BASE, "id.txt", f"{_BASE_TEXT}\n")
+    files.expect_names(BASE, ["id.txt", "lost+found"])
+
+
+def _remove(stage: Stage) -> None:
     for name in (SNAPSHOT, BASE, POOL):
-        sh(f"dmsetup remove {name}")
-    return (
-        "a thin volume and its snapshot, which changed while the base did not, on a 10 GiB pool with 1 TiB of metadata"
-    )
-
-
-class _MountedFiles:
-    """How files get onto a volume as root: it is mounted."""
-
-    def __init__(self, stage: Stage) -> None:
-        self._stage = stage
-
-    def open(self, device: str, directory: str, *, read_only: bool = False) -> None:
-        self._stage.narrator.sh(f"mkdir -p {directory} && mount {'-o ro ' if read_only else ''}{device} {directory}")
-
-    def close(self, *directories: str) -> None:
-        self._stage.narrator.sh(f"umount {' '.join(directories)}")
-
-    def freeze(self, directory: str) -> None:
-        self._stage.narrator.sh(f"fsfreeze -f {directory}")
-
-    def thaw(self, directory: str) -> None:
-        self._stage.narrator.sh(f"fsfreeze -u {directory}")
-
-    def to_write(self, directory: str, name: str) -> str:
-        return f"{directory}/{name}"
-
-    def written(self, device: str, name: str) -> None:
-        self._stage.narrator.sh("sync")
-
-    def append(self, device: str, directory: str, name: str, text: str) -> None:
-        self._stage.narrator.sh(f'echo "{text}" >> {directory}/{name}')
-
-    def cat(self, device: str, directory: str, name: str) -> str:
-        return f"cat {directory}/{name}"
-
-    def names(self, device: str, directory: str) -> list[str]:
-        return sorted(self._stage.narrator.sh(f"ls {directory}").text.split())
-
-
-class _Debugfs:
-    """How files get onto a volume without root: debugfs writes them into the image DIR/NAME."""
-
-    def __init__(self, stage: Stage) -> None:
-        self._stage = stage
-
-    def open(self, device: str, directory: str, *, read_only: bool = False) -> None:
-        return
-
-    def close(self, *directories: str) -> None:
-        return
-
-    def freeze(self, directory: str) -> None:
-        return
-
-    def thaw(self, directory: str) -> None:
-        return
-
-    def to_write(self, directory: str, name: str) -> str:
-        return name
-
-    def written(self, device: str, name: str) -> None:
-        self._stage.narrator.sh(f'debugfs -w -R "write {name} {name}" {device}')
-
-    def append(self, device: str, directory: str, name: str, text: str) -> None:
-        self._stage.narrator.sh(f'echo "{text}" >> {name}')
-        self._stage.narrator.sh(f'debugfs -w -R "rm {name}" {device}')
-        self.written(device, name)
-
-    def cat(self, device: str, directory: str, name: str) -> str:
-        return f'debugfs -R "cat {name}" {device} 2>/dev/null'
-
-    def names(self, device: str, directory: str) -> list[str]:
-        listed = self._stage.narrator.sh(f'debugfs -R "ls -p" {device} 2>/dev/null').text
-        names = (line.split("/")[5] for line in listed.splitlines() if line.startswith("/"))
-        return sorted(name for name in names if name not in (".", ".."))
+        stage.narrator.sh(f"dmsetup remove {name}")
 
 
 def _refuse_existing(keep: Path | None) -> None:

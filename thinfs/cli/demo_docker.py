@@ -96,7 +96,8 @@ def show_container(stage: Stage, source: Path, name: str | None, *, as_root: boo
         f'dmsetup create {SNAPSHOT} --table "0 {container.size_sectors} thin /dev/mapper/{POOL} {SNAPSHOT_DEVICE_ID}"'
     )
     if as_root:
-        narrator.sh(f"mkdir container && mount /dev/mapper/{SNAPSHOT} container && ls container/rootfs")
+        stage.mount(SNAPSHOT, "container")
+        narrator.sh("ls container/rootfs")
         tree = list_directory(stage.directory / "container/rootfs")
         narrator.sh("umount container")
     else:

@@ -80,7 +80,9 @@ class Stage:
         self._release_loop_devices()
         for name in self._device_names:
             with contextlib.suppress(OSError):
-                os.unlink(f"/dev/mapper/{name}")
+                # Ours lead to loop devices; one to a dm device is the kernel's, made under that name meanwhile.
+                if os.readlink(f"/dev/mapper/{name}").startswith("/dev/loop"):
+                    os.unlink(f"/dev/mapper/{name}")
         shutil.rmtree(self.directory, ignore_errors=True)
         left = self.leftovers()
         if left and error is not None:
@@ -127,6 +129,18 @@ class Stage:
         if not self._server_ended():
             signal.pidfd_send_signal(self._server, signal.SIGKILL)
             self._server_ended()
+
+    def device(self, name: str, *, as_root: bool) -> str:
+        """Where an active device is: its link, or its file where the kernel's device-mapper owns /dev/mapper."""
+        link = f"/dev/mapper/{name}"
+        return link if as_root and os.path.exists(link) else str(self.mount_dir / name)
+
+    def mount(self, name: str, directory: str, *, read_only: bool = False) -> None:
+        """Through a loop device of mount's own where the device has none."""
+        device = self.device(name, as_root=True)
+        options = [*(["ro"] if read_only else []), *([] if device.startswith("/dev/") else ["loop"])]
+        flags = f"-o {','.join(options)} " if options else ""
+        self.narrator.sh(f"mkdir -p {directory} && mount {flags}{device} {directory}")
 
     # -- mounts ------------------------------------------------------------------------------------------------
 
