@@ -20,7 +20,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 
-from thinfs.cli.narration import Narrator, complain, ignore_signals, run_quietly, signals_deferred, stop_on_signals
+from thinfs.cli.narration import (
+    Narrator,
+    StepFailed,
+    complain,
+    ignore_signals,
+    run_quietly,
+    signals_deferred,
+    stop_on_signals,
+)
 from thinfs.errors import BackingMissing, Busy, Exists
 
 _LOOP_MAJOR = 7
@@ -207,7 +215,8 @@ class Stage:
         os.close(control)
 
     def _quietly(self, line: str) -> None:
-        run_quietly(line, Path("/"), self.narrator.environment)
+        with contextlib.suppress(StepFailed):  # no answer: the leftovers tell
+            run_quietly(line, Path("/"), self.narrator.environment)
 
 
 def _link_script(name: str, link: Path) -> None:

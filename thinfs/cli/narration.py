@@ -18,6 +18,9 @@ from pathlib import Path
 from thinfs.errors import ThinfsError
 
 
+_ANSWER_SECONDS = 180
+
+
 class StepFailed(ThinfsError):
     """A step of the walkthrough answered something else than it ought to."""
 
@@ -72,7 +75,10 @@ def run_quietly(line: str, directory: Path, environment: Mapping[str, str]) -> t
         start_new_session=True,
     )
     try:
-        output, _ = process.communicate()
+        output, _ = process.communicate(timeout=_ANSWER_SECONDS)
+    except subprocess.TimeoutExpired:
+        _end(process)
+        raise StepFailed(f"{line}: no answer in {_ANSWER_SECONDS} seconds") from None
     except BaseException:
         _end(process)
         raise
