@@ -1,0 +1,131 @@
+"""Removal of keys from a tree of one level, with the kernel's rebalancing on the way down; mirrors dm-btree-remove.
+
+Promises: the same merges and moves as the kernel, and siblings shadowed even where nothing moves: that is why a
+removal costs more metadata blocks than an insert. A failed removal may have shadowed nodes: the root handed
+back counts in any case. Source: the format reference, section 8.
+"""
+
+from bisect import bisect_right
+from collections.abc import Callable
+from typing import TypeAlias
+
+from thinfs.ondisk.btree_node import BtreeNode
+from thinfs.persistent.btree import Btree, balance, redistribute
+from thinfs.persistent.transaction_manager import TransactionManager
+from thinfs.steps import Steps, drive
+
+DecSteps: TypeAlias = Callable[[BtreeNode, int], Steps[None]]
+
+
+def remove(tree: Btree, root: int, key: int) -> tuple[int, bool]:
+    """(new root, whether the key was there); the dropped value goes through the dec hook."""
+
+    def dec(node: BtreeNode, i: int) -> Steps[None]:
+        hook = tree.levels[-1].dec
+        if hook is not None:
+            hook(node.value(i))
+        yield from ()
+
+    return drive(remove_steps(tree, root, key, dec))
+
+
+def remove_steps(tree: Btree, root: int, key: int, dec: DecSteps) -> Steps[tuple[int, bool]]:
+    """`remove` with a dec hook that takes its time: the entry is there until the hook is done."""
+    root, found = _descend(tree, root, key)
+    if found is None:
+        return root, False
+    node, i = found
+    if i < 0 or node.keys[i] != key:
+        return root, False
+    yield from dec(node, i)
+    node.delete_at(i)
+    return root, True
+
+
+def remove_leaves(tree: Btree, root: int, begin: int, end: int) -> tuple[int, int, int]:
+    """Remove the run of keys from `begin`, up to the first gap or `end`: (new root, how many, next key)."""
+    nr_removed, dec = 0, tree.levels[-1].dec
+    while True:
+        root, found = _descend(tree, root, begin)
+        if found is None:
+            return root, nr_removed, begin
+        node, i = found[0], max(found[1], 0)  # the nearest one counts, section 8 "Range removal"
+        if i >= node.nr_entries or not begin <= node.keys[i] < end:
+            return root, nr_removed, begin
+        if dec is not None:
+            dec(node.value(i))
+        begin = node.keys[i] + 1
+        node.delete_at(i)
+        nr_removed += 1
+
+
+def _descend(tree: Btree, root: int, key: int) -> tuple[int, tuple[BtreeNode, int] | None]:
+    """Shadow and rebalance down to the leaf: (new root, (leaf, index of last key <= key), or None)."""
+    value_type = tree.levels[-1]
+    root, node = tree.shadow(root, value_type)
+    while not node.is_leaf:
+        if not _rebalance_children(tree, node, key):
+            return root, None
+        if node.is_leaf:
+            break
+        i = bisect_right(node.keys, key, 0, node.nr_entries) - 1
+        if i < 0:
+            return root, None
+        node.values[i], node = tree.shadow(node.values[i], value_type)
+    return root, (node, bisect_right(node.keys, key, 0, node.nr_entries) - 1)
+
+
+def _rebalance_children(tree: Btree, parent: BtreeNode, key: int) -> bool:
+    """False where `key` lies below every child (ENODATA)."""
+    if parent.nr_entries == 1:
+        child_nr = parent.values[0]
+        parent.become(tree.tm.bm.read(child_nr, BtreeNode))
+        tree.tm.dec(child_nr)
+        return True
+    i = bisect_right(parent.keys, key, 0, parent.nr_entries) - 1
+    if i < 0:
+        return False
+    first, last = max(i - 1, 0), min(i + 1, parent.nr_entries - 1)
+    children = []
+    for j in range(first, last + 1):
+        parent.values[j], child = tree.shadow(parent.values[j], tree.levels[-1])
+        children.append(child)
+    if len(children) == 2:
+        _rebalance_pair(tree.tm, parent, first, children[0], children[1])
+    else:
+        _rebalance_triple(tree.tm, parent, first, children[0], children[1], children[2])
+    return True
+
+
+def _drop_child(tm: TransactionManager, parent: BtreeNode, i: int) -> None:
+    child_nr = parent.values[i]
+    parent.delete_at(i)
+    tm.dec(child_nr)
+
+
+def _rebalance_pair(tm: TransactionManager, parent: BtreeNode, i: int, left: BtreeNode, right: BtreeNode) -> None:
+    total = left.nr_entries + right.nr_entries
+    if total < 2 * (left.max_entries // 3 + 1):
+        redistribute((left, right), total)
+        _drop_child(tm, parent, i + 1)
+    else:
+        balance(left, right)
+        parent.keys[i + 1] = right.keys[0]
+
+
+def _rebalance_triple(
+    tm: TransactionManager, parent: BtreeNode, i: int, left: BtreeNode, center: BtreeNode, right: BtreeNode
+) -> None:
+    total = left.nr_entries + center.nr_entries + right.nr_entries
+    if total < 4 * (left.max_entries // 3) + 1:
+        nr_left = left.nr_entries + min(left.max_entries - left.nr_entries, center.nr_entries)
+        redistribute((left, center, right), nr_left, 0)
+        parent.keys[i + 2] = right.keys[0]
+        _drop_child(tm, parent, i + 1)
+        _rebalance_pair(tm, parent, i, left, right)
+    else:
+        nr_right, remainder = divmod(total, 3)
+        nr_left = nr_right + (1 if remainder else 0)
+        redistribute((left, center, right), nr_left, total - nr_left - nr_right)
+        parent.keys[i + 1] = center.keys[0]
+        parent.keys[i + 2] = right.keys[0]

@@ -1,0 +1,56 @@
+"""Copy on write: blocks are changed only as shadows made in this transaction; mirrors dm-transaction-manager.
+
+Promises: the order "allocate, drop one reference of the original, copy, let the caller reference the
+children", which decides every block number; a block of the last committed state is never changed in place.
+Never commits: pool/metadata.py does. Source: the format reference, section 6.
+"""
+
+from typing import Protocol, TypeVar
+
+from thinfs.persistent.block_manager import BlockManager, MetadataBlock
+
+B = TypeVar("B", bound=MetadataBlock)
+
+
+class MetadataAllocator(Protocol):
+    """What the transaction manager needs of the metadata space map."""
+
+    def new_block(self) -> int: ...
+    def inc(self, begin: int, end: int) -> None: ...
+    def dec(self, begin: int, end: int) -> None: ...
+    def is_shared(self, block_nr: int) -> bool: ...
+    def count(self, block_nr: int) -> int: ...
+
+
+class TransactionManager:
+    __slots__ = ("bm", "shadows", "sm")
+
+    sm: MetadataAllocator  # set by the space map, which itself lives in blocks of this manager
+
+    def __init__(self, bm: BlockManager) -> None:
+        self.bm = bm
+        self.shadows: set[int] = set()
+
+    def new(self, block: MetadataBlock) -> int:
+        block_nr = self.sm.new_block()
+        self.shadows.add(block_nr)
+        self.bm.put(block_nr, block)
+        return block_nr
+
+    def shadow(self, original: int, kind: type[B]) -> tuple[int, B, bool]:
+        """The block to write in place of `original`, and whether its children need one more reference."""
+        shared = self.sm.is_shared(original)
+        if not shared and original in self.shadows:
+            return original, self.bm.read(original, kind), False
+        block_nr = self.sm.new_block()
+        self.sm.dec(original, original + 1)
+        block = self.bm.read(original, kind).copy()
+        self.shadows.add(block_nr)
+        self.bm.put(block_nr, block)
+        return block_nr, block, shared
+
+    def inc(self, block_nr: int) -> None:
+        self.sm.inc(block_nr, block_nr + 1)
+
+    def dec(self, block_nr: int) -> None:
+        self.sm.dec(block_nr, block_nr + 1)

@@ -1,0 +1,409 @@
+"""The metadata of one pool: devices, mappings, data blocks, transactions; mirrors the kernel's dm-thin-metadata.
+
+Promises: every allocation decision of the kernel's; a commit that a crash at any point survives (blocks, flush,
+superblock, flush); nothing written by opening. Blocking I/O of a commit is yielded as calls that touch encoded
+bytes only (thinfs.steps). A change in read-only mode is PermissionRefused (EPERM, as the kernel's block manager);
+after a failed abort everything is InvalidArgument. Never decides modes: pool/pool.py does. Source: section 9.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+
+from thinfs.blockdev import BlockDevice
+from thinfs.errors import BadMetadata, Busy, Exists, InvalidArgument, NoSuchThin, PermissionRefused, ThinfsError
+from thinfs.ondisk.btree_node import BtreeNode
+from thinfs.ondisk.superblock import FLAG_NEEDS_CHECK, NO_SPACE_MAP, SUPERBLOCK_LOCATION, Superblock
+from thinfs.ondisk.thin import DeviceDetails
+from thinfs.persistent import btree_remove
+from thinfs.persistent.block_manager import write_and_flush
+from thinfs.pool.metadata_objects import (
+    MetadataObjects,
+    nr_usable_metadata_blocks,
+    open_existing,
+    open_or_format,
+)
+from thinfs.pool.thin_device import ThinDevice
+from thinfs.steps import Steps, drive
+from thinfs.units import METADATA_RESERVE_MAX_BLOCKS
+
+__all__ = ["PoolMetadata", "ThinDevice"]
+
+
+def _nothing() -> None:
+    return
+
+
+class PoolMetadata:
+    """`objects`, `mapping_root`, `check_usable` and `begin_change` are for ThinDevice."""
+
+    def __init__(
+        self, device: BlockDevice, objects: MetadataObjects, superblock: Superblock, pre_commit: Callable[[], None]
+    ) -> None:
+        self.device = device
+        self.objects = objects
+        self.pre_commit = pre_commit
+        self.failed = False  # an abort failed: nothing works any more
+        self._read_only = False
+        self._in_service = False
+        self._devices: dict[int, ThinDevice] = {}  # in the order they came in core
+        self._adopt(superblock)
+
+    @classmethod
+    def open(
+        cls,
+        device: BlockDevice,
+        data_block_size_sectors: int,
+        *,
+        format_allowed: bool = True,
+        pre_commit: Callable[[], None] = _nothing,
+    ) -> "PoolMetadata":
+        objects, superblock = open_or_format(device, data_block_size_sectors, format_allowed=format_allowed)
+        return cls(device, objects, superblock, pre_commit)
+
+    def close(self) -> None:
+        """Drop everything that was not committed."""
+        self.failed = True
+        self._devices.clear()
+
+    def _adopt(self, superblock: Superblock) -> None:
+        self._superblock = superblock
+        self.mapping_root = superblock.data_mapping_root
+        self._details_root = superblock.device_details_root
+        self._time = superblock.time
+        self._transaction_id = superblock.trans_id
+        self._flags = superblock.flags
+
+    # -- what may be done
+
+    def check_usable(self) -> None:
+        if self.failed:
+            raise InvalidArgument(f"{self.device.label}: the pool's metadata is closed or has failed")
+
+    def begin_change(self) -> None:
+        """Every changing call starts here: from the first on, commits do something."""
+        self._in_service = True
+        self.check_usable()
+        if self._read_only:
+            raise PermissionRefused(f"{self.device.label}: the pool's metadata is read-only")
+
+    @property
+    def read_only(self) -> bool:
+        return self._read_only
+
+    def set_read_only(self) -> None:
+        self._read_only = True
+
+    def set_read_write(self) -> None:
+        self._read_only = False
+
+    @property
+    def needs_check(self) -> bool:
+        return bool(self._flags & FLAG_NEEDS_CHECK)
+
+    def set_needs_check(self) -> None:
+        """Set the flag in the superblock on the device at once; what else it holds stays as committed."""
+        self._in_service = True
+        self.check_usable()
+        self._flags |= FLAG_NEEDS_CHECK
+        self._superblock = replace(self._superblock, flags=self._flags)
+        write_and_flush(self.device, [(0, self._superblock.build(SUPERBLOCK_LOCATION))])
+
+    # -- the pool's numbers
+
+    @property
+    def data_block_size_sectors(self) -> int:
+        return self._superblock.data_block_size
+
+    @property
+    def superblock(self) -> Superblock:
+        """As last committed."""
+        return self._superblock
+
+    @property
+    def time(self) -> int:
+        return self._time
+
+    @property
+    def transaction_id(self) -> int:
+        return self._transaction_id
+
+    def set_transaction_id(self, current: int, new: int) -> None:
+        self.begin_change()
+        if current != self._transaction_id:
+            raise InvalidArgument(
+                f"set_transaction_id {current} {new}: mismatched transaction id, it is {self._transaction_id}"
+            )
+        self._transaction_id = new
+
+    # -- devices
+
+    def _in_core(self, dev_id: int) -> ThinDevice | None:
+        thin = self._devices.get(dev_id)
+        if thin is None:
+            details = self.device_details(dev_id)
+            if details is not None:
+                thin = self._devices[dev_id] = ThinDevice(self, dev_id, details, changed=False)
+        return thin
+
+    def device_details(self, dev_id: int) -> DeviceDetails | None:
+        """As in the details tree: without what changed since the last commit."""
+        self.check_usable()
+        words = self.objects.details.lookup_words(self._details_root, dev_id)
+        return None if words is None else DeviceDetails.from_words(*words)
+
+    def devices(self) -> Iterator[tuple[int, DeviceDetails]]:
+        """All of the details tree, by id; nothing may change meanwhile."""
+        self.check_usable()
+        for dev_id, words in self.objects.details.walk(self._details_root):
+            yield dev_id, DeviceDetails.from_words(*words)
+
+    def open_thin(self, dev_id: int) -> ThinDevice:
+        thin = self._in_core(dev_id)
+        if thin is None:
+            raise NoSuchThin(f"thin {dev_id} does not exist")
+        thin.open_count += 1
+        return thin
+
+    def close_thin(self, thin: ThinDevice) -> None:
+        """The in-core device stays, as in the kernel, until a commit writes it or its deletion."""
+        thin.open_count -= 1
+
+    def create_thin(self, dev_id: int) -> None:
+        self.begin_change()
+        if self.device_details(dev_id) is not None:
+            raise Exists(f"create_thin {dev_id}: thin {dev_id} exists already")
+        root = self.objects.bottom.empty()
+        try:
+            self.mapping_root, _ = self.objects.top.insert(self.mapping_root, (dev_id,), root)
+        except ThinfsError:
+            drive(self.objects.bottom.delete(root))
+            raise
+        self._new_device(dev_id)
+
+    def create_snap(self, dev_id: int, origin_id: int) -> None:
+        self.begin_change()
+        if self.device_details(dev_id) is not None:
+            raise Exists(f"create_snap {dev_id} {origin_id}: thin {dev_id} exists already")
+        root = self.objects.top.lookup(self.mapping_root, origin_id)
+        if root is None:
+            raise NoSuchThin(f"create_snap {dev_id} {origin_id}: thin {origin_id} does not exist")
+        self.objects.tm.inc(root)
+        self.mapping_root, _ = self.objects.top.insert(self.mapping_root, (dev_id,), root)
+        self._time += 1
+        snap = self._new_device(dev_id)
+        origin = self._in_core(origin_id)
+        if origin is None:
+            raise NoSuchThin(f"create_snap {dev_id} {origin_id}: thin {origin_id} has no details")
+        snap.snapshotted_time = origin.snapshotted_time = self._time
+        snap.mapped_blocks = origin.mapped_blocks
+        origin.changed = True
+
+    def _new_device(self, dev_id: int) -> ThinDevice:
+        """In core only; the record is written at the commit."""
+        details = DeviceDetails(0, self._transaction_id, self._time, self._time)
+        self._devices.pop(dev_id, None)
+        thin = self._devices[dev_id] = ThinDevice(self, dev_id, details, changed=True)
+        return thin
+
+    def delete_thin(self, dev_id: int) -> Steps[None]:
+        self.begin_change()
+        thin = self._in_core(dev_id)
+        if thin is None:
+            raise NoSuchThin(f"delete {dev_id}: thin {dev_id} does not exist")
+        if thin.open_count:
+            raise Busy(f"delete {dev_id}: thin {dev_id} is open")
+        del self._devices[dev_id]
+        objects = self.objects
+
+        def delete_subtree(node: BtreeNode, i: int) -> Steps[None]:
+            yield from objects.bottom.delete(node.values[i])
+
+        self._details_root, found = btree_remove.remove(objects.details, self._details_root, dev_id)
+        if found:
+            self.mapping_root, found = yield from btree_remove.remove_steps(
+                objects.top, self.mapping_root, dev_id, delete_subtree
+            )
+        if not found:
+            raise NoSuchThin(f"delete {dev_id}: thin {dev_id} is incomplete")
+
+    # -- data blocks
+
+    @property
+    def nr_data_blocks(self) -> int:
+        return self.objects.data_sm.nr_blocks
+
+    @property
+    def nr_free_data_blocks(self) -> int:
+        return self.objects.data_sm.nr_free
+
+    def alloc_data_block(self) -> int:
+        self.begin_change()
+        return self.objects.data_sm.new_block()
+
+    def data_block_count(self, data_block: int) -> int:
+        self.check_usable()
+        return self.objects.data_sm.count(data_block)
+
+    def data_block_is_shared(self, data_block: int) -> bool:
+        return self.data_block_count(data_block) > 1
+
+    def inc_data_blocks(self, begin: int, end: int) -> None:
+        self.begin_change()
+        self.objects.data_sm.inc(begin, end)
+
+    def dec_data_blocks(self, begin: int, end: int) -> None:
+        self.begin_change()
+        self.objects.data_sm.dec(begin, end)
+
+    def resize_data(self, nr_blocks: int) -> None:
+        self.begin_change()
+        old = self.objects.data_sm.ll.nr_blocks
+        if nr_blocks < old:
+            raise InvalidArgument(f"data space map: cannot shrink from {old} to {nr_blocks} blocks")
+        if nr_blocks > old:
+            self.objects.data_sm.extend(nr_blocks - old)
+
+    # -- metadata blocks
+
+    @property
+    def nr_metadata_blocks(self) -> int:
+        return self.objects.metadata_sm.nr_blocks
+
+    @property
+    def nr_usable_device_blocks(self) -> int:
+        """What the metadata device offers at present."""
+        return nr_usable_metadata_blocks(self.device)
+
+    @property
+    def metadata_reserve_blocks(self) -> int:
+        """Hidden from the free count, so that a commit and a repair have something left."""
+        return min(METADATA_RESERVE_MAX_BLOCKS, self.nr_metadata_blocks // 10)
+
+    @property
+    def raw_free_metadata_blocks(self) -> int:
+        return self.objects.metadata_sm.nr_free
+
+    @property
+    def nr_free_metadata_blocks(self) -> int:
+        return max(self.raw_free_metadata_blocks - self.metadata_reserve_blocks, 0)
+
+    def resize_metadata(self, nr_blocks: int) -> None:
+        self.begin_change()
+        old = self.nr_metadata_blocks
+        if nr_blocks < old:
+            raise InvalidArgument(f"metadata space map: cannot shrink from {old} to {nr_blocks} blocks")
+        if nr_blocks > old:
+            self.objects.metadata_sm.extend(nr_blocks - old)
+
+    def set_metadata_threshold(self, threshold: int, callback: Callable[[], None]) -> None:
+        """Called within the allocation that crosses it: the callback must only take note."""
+        self.check_usable()
+        self.objects.metadata_sm.set_threshold(threshold, callback)
+
+    # -- transactions
+
+    @property
+    def changed_this_transaction(self) -> bool:
+        """Whether a commit now would change the metadata."""
+        superblock = self._superblock
+        return (
+            bool(self.objects.tm.shadows)
+            or any(thin.changed for thin in self._devices.values())
+            or (self._time, self._transaction_id) != (superblock.time, superblock.trans_id)
+        )
+
+    def commit(self) -> Steps[None]:
+        """Section 9.3. Whatever fails, the state on the device is the previous one; the caller then aborts."""
+        self.check_usable()
+        if not self._in_service:
+            return
+        if self._read_only:
+            raise PermissionRefused(f"{self.device.label}: the pool's metadata is read-only")
+        yield self.pre_commit
+        self._write_changed_details()
+        objects, device = self.objects, self.device
+        objects.data_sm.commit()
+        objects.metadata_sm.commit()
+        superblock = replace(
+            self._superblock,
+            time=self._time & 0xFFFFFFFF,
+            data_mapping_root=self.mapping_root,
+            device_details_root=self._details_root,
+            trans_id=self._transaction_id,
+            flags=self._flags,
+            data_space_map_root=objects.data_sm.ll.root(),
+            metadata_space_map_root=objects.metadata_sm.ll.root(),
+        )
+        writes = objects.bm.encode_dirty()
+        last_write = [(0, superblock.build(SUPERBLOCK_LOCATION))]
+        # A crash before the flush ends leaves blocks that no superblock leads to.
+        yield lambda: write_and_flush(device, writes)
+        yield lambda: write_and_flush(device, last_write)
+        objects.bm.written()
+        objects.bm.forget(SUPERBLOCK_LOCATION)
+        objects.tm.shadows.clear()
+        self._adopt(superblock)
+
+    def _write_changed_details(self) -> None:
+        for thin in reversed(list(self._devices.values())):  # most recently opened first
+            if thin.changed:
+                self._details_root, _ = self.objects.details.insert(
+                    self._details_root, (thin.dev_id,), *thin.details.words()
+                )
+                if thin.open_count:
+                    thin.changed = False
+                else:
+                    del self._devices[thin.dev_id]
+
+    def abort(self) -> None:
+        """Back to the last commit, section 9.4. When even that fails, nothing works any more."""
+        self._in_service = True
+        self.check_usable()
+        for thin in self._devices.values():
+            thin.aborted_with_changes = thin.changed
+        try:
+            self.objects, superblock = open_existing(self.device, self._superblock.data_block_size)
+        except ThinfsError:
+            self.failed = True
+            raise
+        self._adopt(superblock)
+
+    # -- metadata snapshot, section 9.6
+
+    @property
+    def held_root(self) -> int:
+        """Block of the metadata snapshot, 0 = none."""
+        return self._superblock.held_root
+
+    def reserve_metadata_snap(self) -> Steps[None]:
+        self.begin_change()
+        yield from self.commit()
+        tm = self.objects.tm
+        tm.inc(SUPERBLOCK_LOCATION)
+        held_root, copy, _ = tm.shadow(SUPERBLOCK_LOCATION, Superblock)
+        if copy.held_root:
+            tm.dec(held_root)
+            raise Busy(f"reserve_metadata_snap: one is held already, in block {copy.held_root}")
+        tm.bm.put(
+            held_root,
+            replace(copy, data_space_map_root=NO_SPACE_MAP, metadata_space_map_root=NO_SPACE_MAP),
+        )
+        tm.inc(copy.data_mapping_root)
+        tm.inc(copy.device_details_root)
+        self._superblock = replace(self._superblock, held_root=held_root)
+        yield from self.commit()
+
+    def release_metadata_snap(self) -> Steps[None]:
+        self.begin_change()
+        held_root = self.held_root
+        if not held_root:
+            raise InvalidArgument("release_metadata_snap: none is held")
+        objects = self.objects
+        copy = objects.bm.read(held_root, Superblock)
+        if copy.held_root:
+            raise BadMetadata(f"metadata block {held_root}: a metadata snapshot that holds another")
+        self._superblock = replace(self._superblock, held_root=0)
+        yield from objects.mapping.delete(copy.data_mapping_root)
+        yield from objects.details.delete(copy.device_details_root)
+        objects.tm.dec(held_root)
+        yield from self.commit()
