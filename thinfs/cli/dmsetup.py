@@ -1,0 +1,140 @@
+"""The drop-in dmsetup: hands its words to the server, prints what comes back, starts the server if need be.
+
+It is run hundreds of times in a row, so its start-up time is its quality: the commands themselves run in
+the server, which has long imported everything (thinfs.control.dmsetup). Standard library only, of that
+only what the interpreter has built in: `socket` or `json` alone would double the run. Protocol and the
+first bytes of the answers: thinfs.control.protocol.
+"""
+
+import _socket
+import os
+import sys
+
+from thinfs.control import paths
+
+try:
+    from _json import encode_basestring_ascii as quote
+    from _json import scanstring
+except ImportError:  # an interpreter without the accelerators
+    from json.decoder import scanstring  # type: ignore[attr-defined,no-redef]
+    from json.encoder import encode_basestring_ascii as quote
+
+_OUT, _ERR, _OK, _NEED = b'{"out": ', b'{"err": ', b'{"ok": ', b'{"need": '
+
+
+def main() -> None:
+    """The console script and the link called `dmsetup`."""
+    try:
+        status = run(sys.argv[1:])
+    except KeyboardInterrupt:
+        status = 130
+    except BrokenPipeError:
+        status = 141
+    # Nothing is buffered: tearing the interpreter down would only cost time.
+    os._exit(status)
+
+
+def run(argv: list[str]) -> int:
+    """One dmsetup with these arguments; its exit status."""
+    try:
+        directory = paths.mount_dir()
+        connection = connect(directory)
+    except OSError as error:
+        return _fail(f"thinfs: {error.strerror or error}")
+    words = ", ".join(map(quote, argv))
+    request = f'{{"call": "dmsetup", "args": {{"argv": [{words}], "cwd": {quote(_cwd())}}}}}\n'
+    try:
+        connection.sendall(request.encode("ascii"))
+        return _answer(connection)
+    except (ConnectionError, EOFError):
+        return _fail(f"thinfs: the server of {directory} went away; see {paths.log_path(directory)}")
+
+
+def connect(directory: str) -> _socket.socket:
+    """A connection to the server of `directory`, started when there is none. OSError names what failed."""
+    address = paths.socket_path(directory)
+    connection = _socket.socket(_socket.AF_UNIX, _socket.SOCK_STREAM)
+    try:
+        connection.connect(address)
+    except (FileNotFoundError, ConnectionRefusedError):
+        _start_server(directory)
+        try:
+            connection.connect(address)
+        except OSError as error:
+            raise OSError(error.errno, f"{address}: {error.strerror}") from None
+    except OSError as error:
+        raise OSError(error.errno, f"{address}: {error.strerror or error}") from None
+    return connection
+
+
+def _start_server(directory: str) -> None:
+    """Returns once a server answers. Among several that find none, one starts it and the others wait."""
+    command = [sys.executable, "-m", "thinfs.cli.main", "serve", "--if-needed", "--mount", directory]
+    pid = os.posix_spawn(sys.executable, command, os.environ)
+    _, status = os.waitpid(pid, 0)
+    if os.waitstatus_to_exitcode(status) != 0:
+        raise OSError(f"no server for {directory}")  # it has printed why
+
+
+def _cwd() -> str:
+    try:
+        return os.getcwd()
+    except OSError:  # the directory was removed under us
+        return "/"
+
+
+def _answer(connection: _socket.socket) -> int:
+    buffer = b""
+    while True:
+        line, newline, buffer = buffer.partition(b"\n")
+        while not newline:
+            more = connection.recv(65536)
+            if not more:
+                raise EOFError
+            end, newline, buffer = more.partition(b"\n")
+            line += end
+        if line.startswith(_OUT):
+            _print(1, line, len(_OUT))
+        elif line.startswith(_ERR):
+            _print(2, line, len(_ERR))
+        elif line.startswith(_OK):
+            return int(line[len(_OK) : -1])
+        elif line.startswith(_NEED):
+            connection.sendall(_file(line).encode("ascii"))
+        else:
+            import json
+
+            return _fail(f"thinfs: {json.loads(line).get('message', line)}")
+
+
+def _string(line: bytes, start: int) -> str:
+    return scanstring(line.decode("ascii"), start + 1)[0]
+
+
+def _print(descriptor: int, line: bytes, start: int) -> None:
+    data = _string(line, start).encode("utf-8", "surrogateescape")
+    while data:
+        data = data[os.write(descriptor, data) :]
+
+
+def _file(line: bytes) -> str:
+    """The caller's file that the server asks for: opened here, with the caller's rights and directory."""
+    descriptor = 0
+    try:
+        if not line.startswith(b"null", len(_NEED)):
+            descriptor = os.open(_string(line, len(_NEED)), os.O_RDONLY | os.O_CLOEXEC)
+        parts = []
+        while part := os.read(descriptor, 65536):
+            parts.append(part)
+    except OSError as error:
+        return f'{{"error": {error.errno}, "message": {quote(str(error.strerror))}}}\n'
+    return f'{{"text": {quote(b"".join(parts).decode("utf-8", "surrogateescape"))}}}\n'
+
+
+def _fail(text: str) -> int:
+    os.write(2, f"{text}\nCommand failed.\n".encode("utf-8", "surrogateescape"))
+    return 1
+
+
+if __name__ == "__main__":
+    main()

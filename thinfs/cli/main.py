@@ -1,0 +1,62 @@
+"""`thinfs COMMAND`: hands the words on to the module of the command, imported only then.
+
+A command is a function from its words to an exit status. A link to this script called `dmsetup` is the drop-in.
+"""
+
+import os
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple
+
+
+class Command(NamedTuple):
+    module: str
+    function: str
+    does: str
+
+
+COMMANDS: Mapping[str, Command] = {
+    "serve": Command("thinfs.cli.serve", "serve", "start the device-mapper process"),
+    "stop": Command("thinfs.cli.serve", "stop", "remove the devices and end it"),
+    "dmsetup": Command("thinfs.cli.dmsetup", "run", "the commands of dmsetup; `thinfs dmsetup help` lists them"),
+    "demo": Command("thinfs.cli.demo", "main", "a walkthrough, narrated, that leaves nothing behind"),
+}
+
+
+def usage() -> str:
+    lines = [f"  {name:<10} {command.does}" for name, command in COMMANDS.items()]
+    return "usage: thinfs COMMAND ...\n\n" + "\n".join(lines) + "\n\n`thinfs COMMAND --help` says more.\n"
+
+
+def run(words: Sequence[str]) -> int:
+    if not words:
+        sys.stderr.write(usage())
+        return 2
+    name, *rest = words
+    if name in ("-h", "--help", "help"):
+        sys.stdout.write(usage())
+        return 0
+    if name == "--version":
+        from importlib.metadata import version
+
+        print(version("thinfs"))
+        return 0
+    command = COMMANDS.get(name)
+    if command is None:
+        sys.stderr.write(f"thinfs: {name}: no such command\n{usage()}")
+        return 2
+    from importlib import import_module
+
+    function: Callable[[list[str]], int] = getattr(import_module(command.module), command.function)
+    return function(rest)
+
+
+def main() -> None:
+    words = sys.argv[1:]
+    if os.path.basename(sys.argv[0]) == "dmsetup":
+        words = ["dmsetup", *words]
+    sys.exit(run(words))
+
+
+if __name__ == "__main__":
+    main()

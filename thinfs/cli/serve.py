@@ -1,0 +1,90 @@
+"""`thinfs serve` and `thinfs stop`: the server process from its operator's side. One line for each refusal."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+import trio
+
+from thinfs.control import paths
+from thinfs.control.client import connect
+from thinfs.control.daemon import answers, await_end, log_to_stderr, serve_in_background, serve_until_end, starting
+from thinfs.errors import ThinfsError, from_oserror
+
+
+def _mount_option(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--mount",
+        metavar="DIR",
+        help="where the devices are files; DIR.sock, DIR.lock and DIR.log lie beside it (default: THINFS_MOUNT, else "
+        "/run/thinfs for root, $XDG_RUNTIME_DIR/thinfs for others)",
+    )
+
+
+def _directory(given: str | None) -> str:
+    try:
+        return paths.mount_dir(given)
+    except OSError as error:
+        raise from_oserror(error, str(error.filename or error)) from None
+
+
+def serve(arguments: Sequence[str]) -> int:
+    parser = argparse.ArgumentParser(prog="thinfs serve", description="The device-mapper process.")
+    _mount_option(parser)
+    parser.add_argument("--foreground", action="store_true", help="stay here, log to standard error")
+    parser.add_argument("--if-needed", action="store_true", help="no error if a server is there already")
+    options = parser.parse_args(arguments)
+    try:
+        directory = _directory(options.mount)
+        return _serve(directory, foreground=options.foreground, if_needed=options.if_needed)
+    except ThinfsError as error:
+        print(f"thinfs serve: {error}", file=sys.stderr)
+        return 1
+
+
+def _serve(directory: str, *, foreground: bool, if_needed: bool) -> int:
+    from thinfs.control.assembly import userspace
+
+    log_to_stderr()
+    if foreground:
+        if not (if_needed and answers(directory)):
+            serve_until_end(directory, userspace, lambda: None)
+        return 0
+    with starting(directory):
+        if if_needed and answers(directory):
+            return 0
+        why = serve_in_background(directory, userspace)
+    if why:
+        print(f"thinfs serve: {why}", file=sys.stderr)
+    return 1 if why else 0
+
+
+def stop(arguments: Sequence[str]) -> int:
+    parser = argparse.ArgumentParser(
+        prog="thinfs stop", description="Remove the devices, unmount, end the server. Refused while devices are open."
+    )
+    _mount_option(parser)
+    parser.add_argument("--force", action="store_true", help="even while devices are open: their I/O fails then")
+    options = parser.parse_args(arguments)
+    try:
+        directory = _directory(options.mount)
+        if not answers(directory):
+            print(f"thinfs stop: {directory}: no server", file=sys.stderr)
+            return 1
+        left = trio.run(_stop, directory, options.force)
+    except ThinfsError as error:
+        print(f"thinfs stop: {error}", file=sys.stderr)
+        return 1
+    for device in left:
+        print(f"thinfs stop: was in use: {device}", file=sys.stderr)
+    await_end(directory)
+    return 0
+
+
+async def _stop(directory: str, force: bool) -> list[str]:
+    connection = await connect(paths.socket_path(directory))
+    try:
+        return [str(device) for device in await connection.call("stop", force=force)]
+    finally:
+        with trio.CancelScope(shield=True):
+            await connection.aclose()

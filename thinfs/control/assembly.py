@@ -1,0 +1,99 @@
+"""What a server is made of: the device-mapper in this process, its image files, its loop devices and links.
+
+Promises: they come in the order in which each needs the one before, and go in the reverse one: loop devices
+let go of the files, devices are removed (which commits), the mount goes last. Never: speaks the protocol.
+"""
+
+import logging
+import os
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+
+import trio
+
+from thinfs.control import nodes
+from thinfs.control.daemon import Served
+from thinfs.control.nodes import Nodes
+from thinfs.control.removal import nobody, remove_everything
+from thinfs.errors import from_oserror
+from thinfs.fuse.mount import Mount, serve
+from thinfs.userspace.devices import MappedDevice, open_device_mapper
+
+log = logging.getLogger(__name__)
+
+_WIND_UP_SECONDS = 60  # for what is still suspended or queues for space: then the server goes without it
+
+
+class FrontEnds:
+    """The DeviceListener: tells the mount and the loop devices what happens to a device, in the right order."""
+
+    def __init__(self, block_devices: Nodes | None) -> None:
+        self.mount: Mount | None = None
+        self._nodes = block_devices
+
+    async def activated(self, device: MappedDevice) -> None:
+        if self._nodes is not None:
+            await self._nodes.activated(device)
+
+    async def resized(self, device: MappedDevice) -> None:
+        if self.mount is not None:
+            await self.mount.device_resized(device)
+        if self._nodes is not None:
+            await self._nodes.resized(device)
+
+    async def before_remove(self, device: MappedDevice) -> None:
+        """Before the open count is looked at: closes that the kernel has yet to deliver are delivered."""
+        if self._nodes is not None:
+            await self._nodes.before_remove(device)
+        if self.mount is not None:
+            await self.mount.settle()
+
+    async def renamed(self, device: MappedDevice, old_name: str) -> None:
+        if self.mount is not None:
+            await self.mount.device_gone(old_name)
+        if self._nodes is not None:
+            await self._nodes.renamed(device, old_name)
+
+    async def before_suspend(self, device: MappedDevice) -> None:
+        if self.mount is not None:
+            await self.mount.flush_dirty(device)
+
+
+@asynccontextmanager
+async def userspace(directory: str) -> AsyncIterator[Served]:
+    """The assembly of `thinfs serve`."""
+    made = _make(directory)
+    reason = nodes.available()
+    if reason is not None:
+        log.info("no loop devices and no %s links: %s", nodes.MAPPER_DIR, reason)
+    block_devices = Nodes(directory) if reason is None else None
+    if block_devices is not None:
+        await block_devices.clean_stale()
+    front_ends = FrontEnds(block_devices)
+    try:
+        async with open_device_mapper(directory, listener=front_ends) as mapper, trio.open_nursery() as nursery:
+            front_ends.mount = await nursery.start(serve, mapper, directory)
+            try:
+                yield Served(mapper, block_devices.holder if block_devices is not None else nobody)
+            finally:
+                with trio.move_on_after(_WIND_UP_SECONDS, shield=True) as limit:
+                    if block_devices is not None:
+                        await block_devices.detach_all()
+                    await remove_everything(mapper)
+                if limit.cancelled_caught:
+                    log.warning("some devices would not end in %d seconds", _WIND_UP_SECONDS)
+                nursery.cancel_scope.cancel()
+    finally:
+        if made:
+            with suppress(OSError):
+                os.rmdir(directory)
+
+
+def _make(directory: str) -> bool:
+    try:
+        os.mkdir(directory, 0o700)
+    except FileExistsError:  # also where the mount of a dead server lies on it: the mount cleans that away
+        return False
+    except OSError as error:
+        raise from_oserror(error, directory) from None
+    return True

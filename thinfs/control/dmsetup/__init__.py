@@ -1,0 +1,1 @@
+"""The commands of dmsetup, run inside the server: options, commands, and what they print."""

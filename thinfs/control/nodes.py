@@ -1,0 +1,181 @@
+"""Block devices for mapped devices, as root: a loop device over DIR/NAME and the link /dev/mapper/NAME.
+
+Listens to the device-mapper (DeviceListener). Promises: both are gone when the device is; a mounted or open
+loop device makes the removal Busy, naming it; what a crashed server left is cleaned away first. Where
+loop devices or the directory cannot be had: one line in the log, and the files alone. Every touch of
+DIR/NAME is in a thread, because this very process answers for it.
+"""
+
+import functools
+import logging
+import os
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Final, Protocol, TypeVar
+
+import trio
+
+from thinfs.control import loop
+from thinfs.control.loop import InUse, LoopDevice
+from thinfs.errors import Busy
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+# Threads of our own: these calls wait for answers of this process, which may take threads of trio's common ones.
+_LIMITER: trio.lowlevel.RunVar[trio.CapacityLimiter] = trio.lowlevel.RunVar("loop device calls")
+
+
+def _threads() -> trio.CapacityLimiter:
+    try:
+        return _LIMITER.get()
+    except LookupError:
+        limiter = trio.CapacityLimiter(8)
+        _LIMITER.set(limiter)
+        return limiter
+
+
+MAPPER_DIR: Final = "/dev/mapper"
+
+
+class NamedDevice(Protocol):
+    """Of a mapped device, what is needed here."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def read_only(self) -> bool: ...
+
+    def opened(self) -> None: ...
+
+    def closed(self) -> None: ...
+
+
+def available(mapper_dir: str = MAPPER_DIR) -> str | None:
+    """Why there can be no block devices here, or None."""
+    if os.geteuid() != 0:
+        return "not root"
+    if os.path.exists(f"{mapper_dir}/control"):
+        return f"the kernel's device-mapper owns {mapper_dir}"
+    if not os.path.exists(loop.CONTROL):
+        return f"{loop.CONTROL} is missing; modprobe loop"
+    return None
+
+
+class Nodes:
+    """The loop devices and links of one server."""
+
+    def __init__(self, mount_dir: str, *, mapper_dir: str = MAPPER_DIR) -> None:
+        self._mount_dir = mount_dir
+        self._mapper_dir = mapper_dir
+        self._loops: dict[str, LoopDevice] = {}
+
+    def loop_of(self, name: str) -> LoopDevice | None:
+        return self._loops.get(name)
+
+    async def holder(self, name: str) -> str | None:
+        """How the block device of that name is in use beyond the open count, or None."""
+        device = self._loops.get(name)
+        if device is not None and await _in_thread(loop.mounted, device):
+            return f"{device.path} is mounted"
+        return None
+
+    async def activated(self, device: NamedDevice) -> None:
+        path = os.path.join(self._mount_dir, device.name)
+        try:
+            attached = await _in_thread(functools.partial(loop.attach, path, read_only=device.read_only))
+        except OSError as error:
+            log.warning("%s: no loop device: %s", device.name, error)
+            return
+        # The loop driver's own open of the file is not a use of the device.
+        device.closed()
+        self._loops[device.name] = attached
+        log.info("%s: %s", device.name, attached.path)
+        await _in_thread(self._link, device.name, attached)
+
+    async def resized(self, device: NamedDevice) -> None:
+        attached = self._loops.get(device.name)
+        if attached is not None:
+            try:
+                await _in_thread(loop.resize, attached)
+            except OSError as error:
+                log.warning("%s: %s keeps its size: %s", device.name, attached.path, error)
+
+    async def before_suspend(self, device: NamedDevice) -> None:
+        """Nothing: the loop driver uses direct I/O, so nothing dirty waits in it."""
+
+    async def before_remove(self, device: NamedDevice) -> None:
+        """Raises Busy while the loop device is in use; else neither it nor the link is there afterwards."""
+        attached = self._loops.get(device.name)
+        if attached is None:
+            return
+        device.opened()  # counted again, because its release will be
+        try:
+            await _in_thread(loop.detach, attached)
+        except InUse as error:
+            device.closed()
+            raise Busy(f"{device.name}: {error}") from None
+        except OSError as error:
+            device.closed()
+            raise Busy(f"{device.name}: {attached.path} cannot be detached: {error.strerror}") from None
+        del self._loops[device.name]
+        await _in_thread(self._unlink, device.name, attached)
+
+    async def renamed(self, device: NamedDevice, old_name: str) -> None:
+        attached = self._loops.pop(old_name, None)
+        if attached is not None:
+            self._loops[device.name] = attached
+            await _in_thread(self._unlink, old_name, attached)
+            await _in_thread(self._link, device.name, attached)
+
+    async def detach_all(self) -> None:
+        """At the end of the server: what is still in use goes with its last user."""
+        for name, attached in list(self._loops.items()):
+            with suppress(OSError, InUse):
+                if await _in_thread(loop.mounted, attached):
+                    log.warning("%s: %s is mounted; its I/O fails from now on", name, attached.path)
+                await _in_thread(functools.partial(loop.detach, attached, force=True))
+            await _in_thread(self._unlink, name, attached)
+        self._loops.clear()
+
+    async def clean_stale(self) -> None:
+        """Before the first device: the loop devices and links that a server of this directory left."""
+        await _in_thread(self._clean_stale)
+
+    def _clean_stale(self) -> None:
+        stale = {}
+        for device in loop.attached_under(self._mount_dir):
+            with suppress(OSError):
+                loop.detach(device, force=True)
+                stale[device.path] = device
+                log.warning("%s: detached, left by a server that ended badly", device.path)
+        if not os.path.isdir(self._mapper_dir):
+            return
+        for entry in os.scandir(self._mapper_dir):
+            if entry.is_symlink():
+                target = os.readlink(entry.path)
+                if target in stale or (target.startswith("/dev/loop") and not loop.is_attached(target)):
+                    os.unlink(entry.path)
+                    log.warning("%s: removed, it led to %s", entry.path, target)
+
+    def _link(self, name: str, attached: LoopDevice) -> None:
+        path = os.path.join(self._mapper_dir, name)
+        try:
+            os.makedirs(self._mapper_dir, exist_ok=True)
+            if os.path.islink(path) and not loop.is_attached(os.readlink(path)):
+                os.unlink(path)
+            os.symlink(attached.path, path)
+        except OSError as error:
+            log.warning("%s: no link: %s; the device is %s", path, error.strerror, attached.path)
+
+    def _unlink(self, name: str, attached: LoopDevice) -> None:
+        path = os.path.join(self._mapper_dir, name)
+        with suppress(OSError):  # not there, or not a link
+            if os.readlink(path) == attached.path:
+                os.unlink(path)
+
+
+async def _in_thread(function: Callable[..., T], *arguments: object) -> T:
+    return await trio.to_thread.run_sync(lambda: function(*arguments), limiter=_threads())
