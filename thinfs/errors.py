@@ -138,3 +138,8 @@ def from_oserror(error: OSError, message: str) -> ThinfsError:
     """`from_errno` for an OSError, with the system's own words after `message`."""
     number = error.errno or _errno.EIO
     return from_errno(number, f"{message}: {os.strerror(number)}")
+
+
+def prefixed(prefix: str, error: ThinfsError) -> ThinfsError:
+    """The same error with `prefix: ` before its message."""
+    return from_errno(error.errno, f"{prefix}: {error}")
