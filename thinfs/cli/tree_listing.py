@@ -114,8 +114,14 @@ def _debugfs(image: Path, commands: Sequence[str]) -> list[list[str]]:
     with tempfile.NamedTemporaryFile("w", prefix="thinfs-debugfs-") as script:
         script.writelines(f"{command}\n" for command in commands)
         script.flush()
+        # Debian keeps debugfs where an ordinary user's PATH does not lead.
+        environment = {**os.environ, "PATH": f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin"}
         run = subprocess.run(
-            ["debugfs", "-f", script.name, str(image)], capture_output=True, text=True, stdin=subprocess.DEVNULL
+            ["debugfs", "-f", script.name, str(image)],
+            env=environment,
+            capture_output=True,
+            text=True,
+            stdin=subprocess.DEVNULL,
         )
     complaints = [line for line in run.stderr.splitlines() if line and not line.startswith("debugfs 1.")]
     if run.returncode != 0 or complaints:
