@@ -29,7 +29,7 @@ from thinfs.cli.narration import (
     signals_deferred,
     stop_on_signals,
 )
-from thinfs.errors import BackingMissing, Busy, Exists
+from thinfs.errors import BackingMissing, Busy, Exists, ThinfsError
 
 _LOOP_MAJOR = 7
 _LOOP_CTL_ADD = 0x4C80
@@ -38,6 +38,7 @@ _LOOP_CTL_GET_FREE = 0x4C82
 
 _SYSTEM_PATH = "/usr/local/sbin:/usr/sbin:/sbin:/usr/local/bin:/usr/bin:/bin"
 _STOP_SECONDS = 30
+_LOG_LINES = 30
 
 
 class Stage:
@@ -82,6 +83,8 @@ class Stage:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         ignore_signals()
+        if isinstance(error, ThinfsError):
+            self._show_log()
         self._unmount()
         self._end_server()
         self._unmount(lazily=True)
@@ -149,6 +152,14 @@ class Stage:
         options = [*(["ro"] if read_only else []), *([] if device.startswith("/dev/") else ["loop"])]
         flags = f"-o {','.join(options)} " if options else ""
         self.narrator.sh(f"mkdir -p {directory} && mount {flags}{device} {directory}")
+
+    def _show_log(self) -> None:
+        """The directory goes, and the log with it: where a step failed its end may say why."""
+        with contextlib.suppress(OSError):
+            lines = Path(f"{self.mount_dir}.log").read_text(errors="replace").splitlines()
+            self.narrator.say("(the server's log ends:)")
+            for line in lines[-_LOG_LINES:]:
+                self.narrator.say(f"  {line}")
 
     # -- mounts ------------------------------------------------------------------------------------------------
 
