@@ -86,7 +86,14 @@ class BtreeNode:
     def _decode(cls, data: Buffer, block_nr: int) -> "BtreeNode":
         raw = fields.parse(BTREE_NODE, data, block_nr, "btree node")
         return cls(
-            raw.flags, raw.nr_entries, raw.max_entries, raw.value_size, raw.padding, raw.keys, raw.values, raw.trailing
+            raw.flags,
+            raw.nr_entries,
+            raw.max_entries,
+            raw.value_size,
+            raw.padding,
+            raw["keys"],
+            raw["values"],
+            raw.trailing,
         )
 
     def _encode(self, block_nr: int) -> bytes:

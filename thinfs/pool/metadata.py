@@ -304,13 +304,8 @@ class PoolMetadata:
 
     @property
     def changed_this_transaction(self) -> bool:
-        """Whether a commit now would change the metadata."""
-        superblock = self._superblock
-        return (
-            bool(self.objects.tm.shadows)
-            or any(thin.changed for thin in self._devices.values())
-            or (self._time, self._transaction_id) != (superblock.time, superblock.trans_id)
-        )
+        """Whether a device in core has changed since the last commit: what makes the worker commit."""
+        return any(thin.changed for thin in self._devices.values())
 
     def commit(self) -> Steps[None]:
         """Section 9.3. Whatever fails, the state on the device is the previous one; the caller then aborts."""
