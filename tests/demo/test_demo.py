@@ -104,7 +104,9 @@ def ordinary_user(tmp_path: Path) -> Iterator[User]:
         return
     # Not --no-new-privs: fusermount3 is set-uid root.
     prefix = ("setpriv", f"--reuid={NOBODY}", f"--regid={NOBODY}", "--clear-groups")
-    if subprocess.run([*prefix, sys.executable, "-c", "import thinfs"], capture_output=True).returncode != 0:
+    # Through a shell: setpriv itself still has root's capabilities when it looks the program up.
+    probe = [*prefix, "/bin/sh", "-c", '"$0" -c "import thinfs.cli.main"', sys.executable]
+    if subprocess.run(probe, capture_output=True).returncode != 0:
         pytest.skip(f"{sys.executable} or this checkout cannot be read by an ordinary user")
     directory = Path(f"/tmp/thinfs-demo-test-{os.getpid()}")
     directory.mkdir(0o700)
