@@ -1,7 +1,7 @@
 """What a server is made of: the device-mapper in this process, its image files, its loop devices and links.
 
 Promises: they come in the order in which each needs the one before, and go in the reverse one: loop devices
-let go of the files, devices are removed (which commits), the mount goes last. Never: speaks the protocol.
+let go of the files, the mount goes, then the devices, which commits. Never: speaks the protocol.
 """
 
 import logging
@@ -14,14 +14,13 @@ import trio
 from thinfs.control import nodes
 from thinfs.control.daemon import Served
 from thinfs.control.nodes import Nodes
-from thinfs.control.removal import nobody, remove_everything
+from thinfs.control.removal import nobody
 from thinfs.errors import from_oserror
 from thinfs.fuse.mount import Mount, serve
-from thinfs.userspace.devices import MappedDevice, open_device_mapper
+from thinfs.userspace.devices import open_device_mapper
+from thinfs.userspace.mapped_device import MappedDevice
 
 log = logging.getLogger(__name__)
-
-_WIND_UP_SECONDS = 60  # for what is still suspended or queues for space: then the server goes without it
 
 
 class FrontEnds:
@@ -74,15 +73,13 @@ async def userspace(directory: str) -> AsyncIterator[Served]:
         async with open_device_mapper(directory, listener=front_ends) as mapper, trio.open_nursery() as nursery:
             front_ends.mount = await nursery.start(serve, mapper, directory)
             try:
-                yield Served(mapper, block_devices.holder if block_devices is not None else nobody)
+                holder = block_devices.holder if block_devices is not None else nobody
+                yield Served(mapper, holder, front_ends.mount.settle)
             finally:
-                with trio.move_on_after(_WIND_UP_SECONDS, shield=True) as limit:
-                    if block_devices is not None:
+                if block_devices is not None:
+                    with trio.CancelScope(shield=True):
                         await block_devices.detach_all()
-                    await remove_everything(mapper)
-                if limit.cancelled_caught:
-                    log.warning("some devices would not end in %d seconds", _WIND_UP_SECONDS)
-                nursery.cancel_scope.cancel()
+                nursery.cancel_scope.cancel()  # unmounts: what mappings had dirtied still finds the devices
     finally:
         if made:
             with suppress(OSError):

@@ -12,7 +12,7 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import AbstractAsyncContextManager, contextmanager, suppress
 from dataclasses import dataclass
 from types import FrameType
@@ -35,6 +35,7 @@ _PREDECESSOR_SECONDS: Final = 10  # how long a server that is ending may take be
 class Served:
     backend: Backend
     holder: Holder = nobody
+    settle: Callable[[], Awaitable[None]] = trio.lowlevel.checkpoint  # see ControlServer
 
 
 Assembly: TypeAlias = Callable[[str], AbstractAsyncContextManager[Served]]
@@ -47,7 +48,7 @@ async def run(directory: str, assembly: Assembly, ready: Callable[[], None]) -> 
             path = paths.socket_path(directory)
             listener = bind(path)
             try:
-                server = ControlServer(served.backend, directory, served.holder)
+                server = ControlServer(served.backend, directory, served.holder, served.settle)
                 async with trio.open_nursery() as nursery:
                     await nursery.start(serve_control, server, listener)
                     ready()

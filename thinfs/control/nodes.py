@@ -71,6 +71,7 @@ class Nodes:
         self._mount_dir = mount_dir
         self._mapper_dir = mapper_dir
         self._loops: dict[str, LoopDevice] = {}
+        self._devices: dict[str, NamedDevice] = {}
 
     def loop_of(self, name: str) -> LoopDevice | None:
         return self._loops.get(name)
@@ -91,7 +92,7 @@ class Nodes:
             return
         # The loop driver's own open of the file is not a use of the device.
         device.closed()
-        self._loops[device.name] = attached
+        self._loops[device.name], self._devices[device.name] = attached, device
         log.info("%s: %s", device.name, attached.path)
         await _in_thread(self._link, device.name, attached)
 
@@ -120,13 +121,14 @@ class Nodes:
         except OSError as error:
             device.closed()
             raise Busy(f"{device.name}: {attached.path} cannot be detached: {error.strerror}") from None
-        del self._loops[device.name]
+        del self._loops[device.name], self._devices[device.name]
         await _in_thread(self._unlink, device.name, attached)
 
     async def renamed(self, device: NamedDevice, old_name: str) -> None:
         attached = self._loops.pop(old_name, None)
         if attached is not None:
             self._loops[device.name] = attached
+            self._devices[device.name] = self._devices.pop(old_name)
             await _in_thread(self._unlink, old_name, attached)
             await _in_thread(self._link, device.name, attached)
 
@@ -136,9 +138,11 @@ class Nodes:
             with suppress(OSError, InUse):
                 if await _in_thread(loop.mounted, attached):
                     log.warning("%s: %s is mounted; its I/O fails from now on", name, attached.path)
+                self._devices[name].opened()
                 await _in_thread(functools.partial(loop.detach, attached, force=True))
             await _in_thread(self._unlink, name, attached)
         self._loops.clear()
+        self._devices.clear()
 
     async def clean_stale(self) -> None:
         """Before the first device: the loop devices and links that a server of this directory left."""

@@ -10,6 +10,7 @@ import os
 import select
 import socket
 import stat
+from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass, field
 
@@ -38,6 +39,9 @@ class ControlServer:
     backend: Backend
     mount_dir: str
     holder: Holder = nobody
+    # Before a call: closes of image files that the kernel has yet to deliver are delivered, so that open counts
+    # are true.
+    settle: Callable[[], Awaitable[None]] = trio.lowlevel.checkpoint
     stopping: trio.Event = field(default_factory=trio.Event)
 
     async def handle(self, stream: trio.abc.Stream) -> None:
@@ -93,6 +97,7 @@ class Connection:
         self.backend = server.backend
         self.mount_dir = server.mount_dir
         self.holder = server.holder
+        self._settle = server.settle
         self._stopping = server.stopping
         self._stop_asked = False
         self.devices: dict[int, OpenDevice] = {}
@@ -159,6 +164,7 @@ class Connection:
         try:
             request = decode(line)
             name = str(request.get("call"))
+            await self._settle()
             return {"ok": await perform(self, name, request.get("args", {}))}
         except trio.BrokenResourceError:
             raise  # the client went while something was said to it

@@ -89,6 +89,10 @@ class Run:
             raise self.fail(f"Device {word} not found") from None
         return name
 
+    async def listed(self) -> Sequence[DeviceInfo]:
+        """All devices as the kernel lists them: by name (seen)."""
+        return sorted(await self.backend.list(), key=lambda info: os.fsencode(info.name))
+
     def identified(self) -> bool:
         """Is the device given by -u, or by -j and -m, and not by a word?"""
         return self.line.has("uuid") or (self.line.has("major") and self.line.has("minor"))
@@ -130,7 +134,7 @@ class Run:
     async def selected(self) -> tuple[Sequence[DeviceInfo], bool]:
         """The devices a listing is about, and whether it named one itself; says so when there are none."""
         if not self.line.words and not self.identified():
-            infos = await self.backend.list()
+            infos = await self.listed()
             if not infos:
                 self.console.out("No devices found\n")
             return infos, False
@@ -348,7 +352,7 @@ async def info(run: Run) -> None:
 
 
 async def ls(run: Run) -> None:
-    infos = await run.backend.list()
+    infos = await run.listed()
     if not infos:
         run.console.out("No devices found\n")
         return
