@@ -1,0 +1,124 @@
+"""The seam over a kernel's device-mapper: thinfs.dm.backend on top of synchronous calls.
+
+Promises: each call runs in a thread and, in a guest, in a thread there: one that waits (an event, a suspended
+device, a pool out of space) delays no other. A cancelled call is abandoned: the kernel finishes it when it
+can, a `wait` at the latest when its device is removed. Never: retries or interprets.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from typing import TypeVar
+
+import trio
+
+from kernel_backend.calls import DeviceMapperCalls
+from kernel_backend.runner import Guest
+from thinfs.dm.backend import DeviceInfo, TargetVersion
+
+T = TypeVar("T")
+
+
+class KernelDevice:
+    """An open handle; its number is the guest's or this process's file descriptor."""
+
+    def __init__(self, backend: "KernelBackend", handle: int, size_bytes: int) -> None:
+        self._backend = backend
+        self._handle = handle
+        self._size_bytes = size_bytes
+        self._closed = False
+
+    @property
+    def size_bytes(self) -> int:
+        """As of the opening or the last `refresh_size`: asking the kernel may wait."""
+        return self._size_bytes
+
+    async def refresh_size(self) -> int:
+        calls = self._backend.calls
+        self._size_bytes = await self._backend.run(lambda: calls.size_bytes(self._handle))
+        return self._size_bytes
+
+    async def read(self, offset: int, length: int) -> bytes:
+        return await self._backend.run(lambda: self._backend.calls.read(self._handle, offset, length))
+
+    async def write(self, offset: int, data: bytes) -> None:
+        await self._backend.run(lambda: self._backend.calls.write(self._handle, offset, data))
+
+    async def discard(self, offset: int, length: int) -> None:
+        await self._backend.run(lambda: self._backend.calls.discard(self._handle, offset, length))
+
+    async def flush(self) -> None:
+        await self._backend.run(lambda: self._backend.calls.flush(self._handle))
+
+    async def aclose(self) -> None:
+        if not self._closed:
+            self._closed = True
+            with trio.CancelScope(shield=True):  # as trio's own streams: closed even when cancelled
+                await self._backend.run(lambda: self._backend.calls.close_handle(self._handle))
+
+
+class KernelBackend:
+    """Implements thinfs.dm.backend.Backend. Over a guest: `KernelBackend(guest.threaded)`."""
+
+    def __init__(self, calls: DeviceMapperCalls) -> None:
+        self.calls = calls
+        self._limiter = trio.CapacityLimiter(math.inf)  # waiting calls must not use up a limit of others
+
+    @classmethod
+    def of_guest(cls, guest: Guest) -> "KernelBackend":
+        return cls(guest.threaded)
+
+    async def run(self, call: Callable[[], T]) -> T:
+        return await trio.to_thread.run_sync(call, abandon_on_cancel=True, limiter=self._limiter)
+
+    async def create(self, name: str, table: str | None, *, uuid: str = "", read_only: bool = False) -> DeviceInfo:
+        return await self.run(lambda: self.calls.create(name, table, uuid=uuid, read_only=read_only))
+
+    async def load(self, name: str, table: str, *, read_only: bool = False) -> None:
+        await self.run(lambda: self.calls.load(name, table, read_only=read_only))
+
+    async def clear(self, name: str) -> None:
+        await self.run(lambda: self.calls.clear(name))
+
+    async def suspend(self, name: str, *, noflush: bool = False) -> None:
+        await self.run(lambda: self.calls.suspend(name, noflush=noflush))
+
+    async def resume(self, name: str) -> None:
+        await self.run(lambda: self.calls.resume(name))
+
+    async def remove(self, name: str, *, deferred: bool = False) -> None:
+        await self.run(lambda: self.calls.remove(name, deferred=deferred))
+
+    async def rename(self, name: str, new_name: str) -> None:
+        await self.run(lambda: self.calls.rename(name, new_name))
+
+    async def message(self, name: str, message: str, *, sector: int = 0) -> str:
+        return await self.run(lambda: self.calls.message(name, message, sector=sector))
+
+    async def status(self, name: str, *, noflush: bool = False) -> str:
+        return await self.run(lambda: self.calls.status(name, noflush=noflush))
+
+    async def table(self, name: str, *, inactive: bool = False) -> str:
+        return await self.run(lambda: self.calls.table(name, inactive=inactive))
+
+    async def info(self, name: str) -> DeviceInfo:
+        return await self.run(lambda: self.calls.info(name))
+
+    async def wait(self, name: str, event_nr: int) -> DeviceInfo:
+        return await self.run(lambda: self.calls.wait(name, event_nr))
+
+    async def deps(self, name: str) -> Sequence[tuple[int, int]]:
+        return await self.run(lambda: self.calls.deps(name))
+
+    async def list(self) -> Sequence[DeviceInfo]:
+        return await self.run(self.calls.devices)
+
+    async def targets(self) -> Sequence[TargetVersion]:
+        return await self.run(self.calls.targets)
+
+    async def open(self, name: str) -> KernelDevice:
+        def opened() -> tuple[int, int]:
+            handle = self.calls.open(self.calls.node(name))
+            return handle, self.calls.size_bytes(handle)
+
+        handle, size_bytes = await self.run(opened)
+        return KernelDevice(self, handle, size_bytes)

@@ -1,0 +1,116 @@
+"""The synchronous calls of a kernel's device-mapper, typed, over whatever carries them.
+
+Promises: the surface of thinfs.dm.backend without `async`, the same errors, and block I/O by handle.
+A transport is a guest's channel or this process; it answers what DeviceMapper and BlockIO answer.
+"""
+
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+from kernel_backend.operations import Operation, Outcome
+from thinfs.dm.backend import DeviceInfo, TargetVersion
+
+
+class Transport(Protocol):
+    """Failures are ThinfsErrors with the kernel's errno."""
+
+    def call(self, name: str, *arguments: Any) -> Any: ...
+
+    def read(self, handle: int, offset: int, length: int) -> bytes: ...
+
+    def write(self, handle: int, offset: int, data: bytes) -> None: ...
+
+
+class DeviceMapperCalls:
+    def __init__(self, transport: Transport) -> None:
+        self._transport = transport
+        self._call = transport.call
+
+    def version(self) -> tuple[int, int, int]:
+        """Of the ioctl interface, not of a target."""
+        major, minor, patch = self._call("version")
+        return major, minor, patch
+
+    def create(self, name: str, table: str | None, *, uuid: str = "", read_only: bool = False) -> DeviceInfo:
+        return DeviceInfo(**self._call("create", name, table, uuid, read_only))
+
+    def load(self, name: str, table: str, *, read_only: bool = False) -> None:
+        self._call("load", name, table, read_only)
+
+    def clear(self, name: str) -> None:
+        self._call("clear", name)
+
+    def suspend(self, name: str, *, noflush: bool = False, lockfs: bool = True) -> None:
+        self._call("suspend", name, noflush, lockfs)
+
+    def resume(self, name: str) -> None:
+        self._call("resume", name)
+
+    def remove(self, name: str, *, deferred: bool = False) -> None:
+        self._call("remove", name, deferred)
+
+    def rename(self, name: str, new_name: str) -> None:
+        self._call("rename", name, new_name)
+
+    def message(self, name: str, message: str, *, sector: int = 0) -> str:
+        return str(self._call("message", name, message, sector))
+
+    def status(self, name: str, *, noflush: bool = False) -> str:
+        return str(self._call("status", name, noflush))
+
+    def table(self, name: str, *, inactive: bool = False) -> str:
+        return str(self._call("table", name, inactive))
+
+    def info(self, name: str) -> DeviceInfo:
+        return DeviceInfo(**self._call("info", name))
+
+    def wait(self, name: str, event_nr: int) -> DeviceInfo:
+        return DeviceInfo(**self._call("wait", name, event_nr))
+
+    def deps(self, name: str) -> list[tuple[int, int]]:
+        return [(major, minor) for major, minor in self._call("deps", name)]
+
+    def devices(self) -> list[DeviceInfo]:
+        """In the kernel's order, which is by name."""
+        return [DeviceInfo(**fields) for fields in self._call("devices")]
+
+    def targets(self) -> list[TargetVersion]:
+        return [TargetVersion(name, (v[0], v[1], v[2])) for name, v in self._call("targets")]
+
+    def node(self, name: str) -> str:
+        """The path of a mapped device's node."""
+        return str(self._call("node", name))
+
+    def open(self, path: str, *, read_only: bool = False) -> int:
+        """A handle on any block device, for direct I/O."""
+        return int(self._call("open", path, read_only))
+
+    def close_handle(self, handle: int) -> None:
+        self._call("close", handle)
+
+    def size_bytes(self, handle: int) -> int:
+        return int(self._call("size_bytes", handle))
+
+    def read(self, handle: int, offset: int, length: int) -> bytes:
+        return self._transport.read(handle, offset, length)
+
+    def read_digest(self, handle: int, offset: int, length: int) -> str:
+        """`block_io.digest` of what is there: nothing but the digest crosses a guest's boundary."""
+        return str(self._call("read_digest", handle, offset, length))
+
+    def write(self, handle: int, offset: int, data: bytes) -> None:
+        self._transport.write(handle, offset, data)
+
+    def write_pattern(self, handle: int, offset: int, length: int, seed: int) -> None:
+        """Write `block_io.pattern(seed, length)`, made at the other end."""
+        self._call("write_pattern", handle, offset, length, seed)
+
+    def discard(self, handle: int, offset: int, length: int) -> None:
+        self._call("discard", handle, offset, length)
+
+    def flush(self, handle: int) -> None:
+        self._call("flush", handle)
+
+    def batch(self, operations: Sequence[Operation]) -> list[Outcome]:
+        """Run a list of kernel_backend.operations in one call; refusals are outcomes, not exceptions."""
+        return [(number, text) for number, text in self._call("batch", list(operations))]
