@@ -45,22 +45,19 @@ class Pool:
 
     def __init__(
         self,
+        metadata: PoolMetadata,
         metadata_device: BlockDevice,
         data_device: BlockDevice,
-        block_size_sectors: int,
         *,
-        read_only: bool = False,
         clock: Callable[[], float],
         notify: Callable[[], None] = lambda: None,
         no_space_timeout: float = NO_SPACE_TIMEOUT_SECONDS,
     ) -> None:
-        """Open the metadata, formatting a blank device unless `read_only` (errors: behaviour reference, 1)."""
-        self.data = DataDevice(data_device, block_size_sectors)
+        """`metadata` has been opened on `metadata_device`, with a flush of `data_device` before its commits."""
+        self.block_size_sectors = metadata.data_block_size_sectors
+        self.data = DataDevice(data_device, self.block_size_sectors)
         self.metadata_device = metadata_device
-        self.block_size_sectors = block_size_sectors
-        self.metadata = PoolMetadata.open(
-            metadata_device, block_size_sectors, format_allowed=not read_only, pre_commit=data_device.flush
-        )
+        self.metadata = metadata
         self.clock = clock
         self.no_space_timeout = no_space_timeout
         self.mode = PoolMode.WRITE

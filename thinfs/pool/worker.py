@@ -96,7 +96,7 @@ class Worker:
         self._flushes: list[tuple[Thin, Bio]] = []  # wait for a commit
         self._forwarded: list[Bio] = []  # need only a flush of the data device
         self._data_io: list[_DataIO] = []
-        self.last_commit = float("-inf")
+        self.last_commit = pool.clock()
 
     # -- passes ------------------------------------------------------------------------------------------
 

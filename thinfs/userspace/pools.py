@@ -13,6 +13,7 @@ import trio
 
 from thinfs.dm.table import Feature, PoolArguments, TargetLine
 from thinfs.errors import Busy, InvalidArgument, ThinfsError, prefixed
+from thinfs.pool.metadata import PoolMetadata
 from thinfs.pool.modes import Binding
 from thinfs.pool.pool import NO_SPACE_TIMEOUT_SECONDS, Pool
 from thinfs.units import sectors_to_bytes
@@ -131,20 +132,25 @@ class Pools:
                 f"thin-pool: Cannot calculate initial queue limits: the target of {length} bytes is longer than "
                 f"its data device {data.device.label}, {data.device.size_bytes}"
             )
+        open_metadata = partial(
+            PoolMetadata.open,
+            metadata.device,
+            block_size,
+            format_allowed=not read_only,
+            pre_commit=data.device.flush,
+        )
         try:
-            pool = await trio.to_thread.run_sync(
-                lambda: Pool(
-                    metadata.device,
-                    data.device,
-                    block_size,
-                    read_only=read_only,
-                    clock=trio.current_time,
-                    notify=device.raise_event,
-                    no_space_timeout=self.no_space_timeout,
-                )
-            )
+            pool_metadata = await trio.to_thread.run_sync(open_metadata)
         except ThinfsError as error:
             raise prefixed(f"thin-pool: Error creating metadata object: {metadata.device.label}", error) from None
+        pool = Pool(
+            pool_metadata,
+            metadata.device,
+            data.device,
+            clock=trio.current_time,
+            notify=device.raise_event,
+            no_space_timeout=self.no_space_timeout,
+        )
         worker = PoolWorker(pool)
         timer = trio.CancelScope()
         active = ActivePool(device, metadata, data, worker, timer)
