@@ -57,11 +57,17 @@ def available(mapper_dir: str = MAPPER_DIR) -> str | None:
     """Why there can be no block devices here, or None."""
     if os.geteuid() != 0:
         return "not root"
-    if os.path.exists(f"{mapper_dir}/control"):
+    if os.path.exists(f"{mapper_dir}/control") and _kernel_has_device_mapper():
         return f"the kernel's device-mapper owns {mapper_dir}"
     if not os.path.exists(loop.CONTROL):
         return f"{loop.CONTROL} is missing; modprobe loop"
     return None
+
+
+def _kernel_has_device_mapper() -> bool:
+    """The node alone says little: the real dmsetup makes it even on a kernel without."""
+    with open("/proc/misc") as listing:
+        return any(line.split()[1:] == ["device-mapper"] for line in listing)
 
 
 class Nodes:
