@@ -21,21 +21,15 @@ T = TypeVar("T")
 class KernelDevice:
     """An open handle; its number is the guest's or this process's file descriptor."""
 
-    def __init__(self, backend: "KernelBackend", handle: int, size_bytes: int) -> None:
+    def __init__(self, backend: "KernelBackend", handle: int) -> None:
         self._backend = backend
         self._handle = handle
-        self._size_bytes = size_bytes
         self._closed = False
 
     @property
     def size_bytes(self) -> int:
-        """As of the opening or the last `refresh_size`: asking the kernel may wait."""
-        return self._size_bytes
-
-    async def refresh_size(self) -> int:
-        calls = self._backend.calls
-        self._size_bytes = await self._backend.run(lambda: calls.size_bytes(self._handle))
-        return self._size_bytes
+        """Asked of the kernel in place: it never waits, and takes less than a switch to a thread."""
+        return self._backend.calls.size_bytes(self._handle)
 
     async def read(self, offset: int, length: int) -> bytes:
         return await self._backend.run(lambda: self._backend.calls.read(self._handle, offset, length))
@@ -116,9 +110,5 @@ class KernelBackend:
         return await self.run(self.calls.targets)
 
     async def open(self, name: str) -> KernelDevice:
-        def opened() -> tuple[int, int]:
-            handle = self.calls.open(self.calls.node(name))
-            return handle, self.calls.size_bytes(handle)
-
-        handle, size_bytes = await self.run(opened)
-        return KernelDevice(self, handle, size_bytes)
+        handle = await self.run(lambda: self.calls.open(self.calls.node(name)))
+        return KernelDevice(self, handle)
