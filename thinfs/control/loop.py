@@ -36,7 +36,6 @@ _INFO: Final = struct.Struct("=5Q4I64s64s32s2Q")
 # struct loop_config: fd, block_size, info, reserved[8].
 _CONFIG: Final = struct.Struct(f"=2I{_INFO.size}s8Q")
 _FLAGS: Final = 8  # the index of `flags` in the former
-_FILE_NAME: Final = 9
 
 _ATTEMPTS: Final = 100
 
@@ -123,13 +122,12 @@ def detach(device: LoopDevice, *, force: bool = False) -> None:
     if not force and mounted(device):
         raise InUse(f"{device.path} is mounted")
     with _opened(device.path, os.O_RDONLY) as loop:
-        if _status(loop) is None:
+        if not force and _status(loop) is None:
             return
         # With other openers this only marks it to be cleared at the last close. (Newer kernels do the same for
         # a single one, us, but then answer ENXIO from here on.)
         fcntl.ioctl(loop, _LOOP_CLR_FD)
-        status = _status(loop)
-        if status is None or force:
+        if force or (status := _status(loop)) is None:
             return
         fields = list(status)
         fields[_FLAGS] = fields[_FLAGS] & ~_AUTOCLEAR
@@ -137,29 +135,34 @@ def detach(device: LoopDevice, *, force: bool = False) -> None:
     raise InUse(f"{device.path} is open")
 
 
-def attached_under(directory: str) -> list[LoopDevice]:
-    """Those whose file was attached by a path in `directory`, whether or not that path still leads anywhere."""
-    found = []
-    for block in glob.glob("/sys/block/loop*/loop"):
-        device = LoopDevice(int(block.split("/")[3].removeprefix("loop")))
-        prefix = os.fsencode(directory) + b"/"
-        try:
-            make_node(device.number)
-            with _opened(device.path, os.O_RDONLY) as loop:
-                status = _status(loop)
-            with open(f"{block}/backing_file", "rb") as text:
-                backing = text.read()
-        except OSError:
-            continue
-        if status is not None and (status[_FILE_NAME].startswith(prefix[:63]) or backing.startswith(prefix)):
-            found.append(device)
-    return found
-
-
-def is_attached(path: str) -> bool:
-    """Is /dev/loopN there and over some file?"""
+def backing_path(device: LoopDevice) -> str | None:
+    """The path of the attached file as the kernel sees it now, from sysfs; None when none is attached."""
     try:
-        with _opened(path, os.O_RDONLY) as loop:
-            return _status(loop) is not None
+        with open(f"/sys/block/loop{device.number}/loop/backing_file", "rb") as text:
+            return os.fsdecode(text.read().rstrip(b"\n"))
     except OSError:
+        return None
+
+
+def attached_under(directory: str) -> list[LoopDevice]:
+    """Those whose file lies in `directory`."""
+    devices = [LoopDevice(int(path.split("/")[3].removeprefix("loop"))) for path in glob.glob("/sys/block/loop*/loop")]
+    return [device for device in devices if (backing_path(device) or "").startswith(directory + "/")]
+
+
+def by_path(path: str) -> LoopDevice | None:
+    """/dev/loopN, by its name."""
+    number = path.removeprefix("/dev/loop")
+    return LoopDevice(int(number)) if number.isdecimal() and path != number else None
+
+
+def is_orphan(device: LoopDevice, name: str) -> bool:
+    """Is its file `name` in the root of a file system that is mounted nowhere, and whose server is dead?"""
+    if backing_path(device) != f"/{name}":
         return False
+    try:
+        with _opened(device.path, os.O_RDONLY) as loop:
+            _status(loop)
+    except OSError as error:
+        return error.errno == errno.ENOTCONN
+    return False

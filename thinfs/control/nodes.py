@@ -155,27 +155,38 @@ class Nodes:
         await _in_thread(self._clean_stale)
 
     def _clean_stale(self) -> None:
-        stale = {}
-        for device in loop.attached_under(self._mount_dir):
-            with suppress(OSError):
+        links = {}
+        if os.path.isdir(self._mapper_dir):
+            with os.scandir(self._mapper_dir) as entries:
+                links = {entry.path: os.readlink(entry.path) for entry in entries if entry.is_symlink()}
+        stale = {device.path: device for device in loop.attached_under(os.path.realpath(self._mount_dir))}
+        for path, target in links.items():  # the dead mount may be gone, and then the file's path says less
+            device = loop.by_path(target)
+            if device is not None and loop.is_orphan(device, os.path.basename(path)):
+                stale[target] = device
+        for device in stale.values():
+            try:
+                mounted = loop.mounted(device)
                 loop.detach(device, force=True)
-                stale[device.path] = device
-                log.warning("%s: detached, left by a server that ended badly", device.path)
-        if not os.path.isdir(self._mapper_dir):
-            return
-        for entry in os.scandir(self._mapper_dir):
-            if entry.is_symlink():
-                target = os.readlink(entry.path)
-                if target in stale or (target.startswith("/dev/loop") and not loop.is_attached(target)):
-                    os.unlink(entry.path)
-                    log.warning("%s: removed, it led to %s", entry.path, target)
+            except OSError as error:
+                log.warning("%s: left by a server that ended badly, cannot be detached: %s", device.path, error)
+                continue
+            when = "goes with its mount" if mounted else "detached"
+            log.warning("%s: left by a server that ended badly: %s", device.path, when)
+        for path, target in links.items():
+            device = loop.by_path(target)
+            if device is not None and (target in stale or loop.backing_path(device) is None):
+                os.unlink(path)
+                log.warning("%s: removed, it led to %s", path, target)
 
     def _link(self, name: str, attached: LoopDevice) -> None:
         path = os.path.join(self._mapper_dir, name)
         try:
             os.makedirs(self._mapper_dir, exist_ok=True)
-            if os.path.islink(path) and not loop.is_attached(os.readlink(path)):
-                os.unlink(path)
+            if os.path.islink(path):
+                old = loop.by_path(os.readlink(path))
+                if old is not None and loop.backing_path(old) is None:
+                    os.unlink(path)
             os.symlink(attached.path, path)
         except OSError as error:
             log.warning("%s: no link: %s; the device is %s", path, error.strerror, attached.path)
