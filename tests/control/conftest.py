@@ -11,7 +11,10 @@ import pytest
 import trio
 
 from tests.control.fake_backend import FakeBackend
+from tests.control.loops import loops
 from thinfs.control.server import ControlServer, bind, serve_control
+
+__all__ = ["Client", "Running", "loops", "running"]
 
 
 class Client:
