@@ -60,7 +60,12 @@ class Channel:
         """Ends every waiting call: they find the end of the stream."""
         with contextlib.suppress(OSError):
             self._socket.shutdown(socket.SHUT_RDWR)
+
+    def release(self) -> None:
+        """Let go of the memory and the socket, once nobody calls any more."""
         self._socket.close()
+        with contextlib.suppress(BufferError):  # a thread abandoned in the middle of a copy
+            self._shared.release()
 
     def call(self, name: str, *arguments: Any, own_thread: bool = False, timeout: float | None = None) -> Any:
         number, request = self._request(name, arguments, own_thread)

@@ -104,6 +104,7 @@ class Guest(DeviceMapperCalls):
             shared = uml.memory_file("shared", channel.NR_SLOTS * channel.SLOT_BYTES)
             stack.callback(os.close, shared)
             memory = mmap.mmap(shared, 0)
+            stack.callback(_close_memory, memory)
             ours, theirs = socket.socketpair()
             stack.callback(ours.close)
             with theirs:
@@ -112,6 +113,7 @@ class Guest(DeviceMapperCalls):
                 )
             stack.callback(self._process.close)
             self._channel = Channel(ours, memory, self.describe)
+            stack.callback(self._channel.release)
             stack.callback(self._channel.close)
             self._channel.wait_until_up(boot_timeout)
             super().__init__(_ChannelTransport(self._channel, own_thread=False, timeout=call_timeout))
@@ -199,6 +201,11 @@ class Guest(DeviceMapperCalls):
         if done.returncode:
             raise AssertionError(f"thin_dump {image.path}: exit {done.returncode}: {done.stdout}{done.stderr}")
         return done.stdout
+
+
+def _close_memory(memory: mmap.mmap) -> None:
+    with contextlib.suppress(BufferError):
+        memory.close()
 
 
 def _host_tool(*command: str) -> subprocess.CompletedProcess[str]:

@@ -9,6 +9,7 @@ Never: needs root, a network, or a path that the caller must choose.
 import contextlib
 import fcntl
 import os
+import select
 import shutil
 import signal
 import socket
@@ -25,6 +26,7 @@ _AGENT_FILES: Final = (
     "__init__", "guest_agent", "guest_loops", "operations", "device_mapper", "device_nodes", "dm_ioctl", "block_io",
 )  # fmt: skip
 _HIDDEN: Final = ("/dev", "/proc", "/sys", "/run")  # the guest mounts its own there
+_HELPERS_END_MS: Final = 5000
 _PREFIX: Final = "thinfs-guest-"
 
 
@@ -123,6 +125,18 @@ def remove_leftovers() -> None:
                     shutil.rmtree(path)
                 finally:
                     os.close(lock)
+
+
+def processes_of_group(group: int) -> list[int]:
+    """Process ids of a process group, those that ended and were not reaped left out."""
+    found = []
+    for entry in os.listdir("/proc"):
+        if entry.isdecimal():
+            with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+                fields = Path("/proc", entry, "stat").read_text().rsplit(")", 1)[1].split()
+                if int(fields[2]) == group and fields[0] not in "ZX":
+                    found.append(int(entry))
+    return found
 
 
 class Process:
@@ -228,8 +242,19 @@ class Process:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self._process.pid, signal.SIGKILL)
         self._process.wait()
+        self._await_helpers()
         self._reaped = True
         self.finish_boot()
+
+    def _await_helpers(self) -> None:
+        """They are no children of ours, and hold the locks of the images until they have ended."""
+        for pid in processes_of_group(self.pid):
+            with contextlib.suppress(ProcessLookupError):
+                handle = os.pidfd_open(pid)
+                poll = select.poll()
+                poll.register(handle, select.POLLIN)
+                poll.poll(_HELPERS_END_MS)
+                os.close(handle)
 
     def close(self) -> None:
         self.kill()
