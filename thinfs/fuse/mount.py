@@ -27,6 +27,7 @@ _MAX_TASKS: Final = 1_000_000
 _READ_AHEAD_KIB: Final = 1024  # one request of the largest size; the default gives 256 KiB
 _LAST_FLUSH_SECONDS: Final = 5.0
 _SETTLE_ROUNDS: Final = 1000
+_INVALIDATE_SECONDS: Final = 2.0
 
 _serving = False
 
@@ -47,13 +48,17 @@ class Mount:
             await self._notify(pyfuse3.invalidate_entry, pyfuse3.ROOT_INODE, os.fsencode(name), image.inode)
 
     async def device_resized(self, image: Image) -> None:
-        """After a reload: the new size shows on files that are open, and nothing of the old table is cached."""
-        await self._notify(pyfuse3.invalidate_inode, image.inode)
+        """After a reload has been resumed: nothing of the old table is cached. (Sizes are looked up afresh.)
+
+        Pages of writes that wait for space cannot be dropped before they are written: it does not wait for those.
+        """
+        with trio.move_on_after(_INVALIDATE_SECONDS):
+            await self._notify(pyfuse3.invalidate_inode, image.inode)
 
     async def flush_dirty(self, image: Image) -> None:
         """Before a suspend, while I/O still runs: pages dirtied through mappings of the file reach the image.
 
-        They are the only dirty ones: write(2) is written through.
+        They are the only dirty ones: write(2) is written through. Waits as long as those writes wait.
         """
         await self._notify(pyfuse3.invalidate_inode, image.inode)
 
@@ -77,7 +82,7 @@ class Mount:
         if self._over:
             return
         try:
-            await trio.to_thread.run_sync(function, *arguments)
+            await trio.to_thread.run_sync(function, *arguments, abandon_on_cancel=True)
         except OSError as error:  # above all ENOENT: the kernel does not know it, or no longer
             log.debug("%s%r: %s", function.__name__, arguments, error)
 

@@ -110,6 +110,7 @@ class _Node:
 
     image: Image
     mtime_ns: int
+    nr_open: int = 0
 
 
 P = ParamSpec("P")
@@ -286,15 +287,20 @@ class ImageOperations(pyfuse3.Operations):
         if node.image.read_only and flags & os.O_ACCMODE != os.O_RDONLY:
             raise OtherError(errno.EROFS, f"{node.image.name}: the device is read-only")
         node.image.opened()
+        # As of a block device: the first open finds an empty page cache (the data may have changed another way, as a
+        # pool's own image does under its thins), later ones share it. Dropping it at each open would also wait for
+        # the pages of writes that wait for space.
+        keep_cache = node.nr_open > 0
+        node.nr_open += 1
         self._last_handle += 1
         self._handles[self._last_handle] = node
-        # The page cache is dropped at each open: the data may have changed another way meanwhile, for instance
-        # under the pool's own image by its thins.
-        return pyfuse3.FileInfo(fh=self._last_handle, keep_cache=False)
+        return pyfuse3.FileInfo(fh=self._last_handle, keep_cache=keep_cache)
 
     @answered
     async def release(self, fh: int) -> None:
-        self._handles.pop(fh).image.closed()
+        node = self._handles.pop(fh)
+        node.nr_open -= 1
+        node.image.closed()
 
     @answered
     async def read(self, fh: int, off: int, size: int) -> bytes:
