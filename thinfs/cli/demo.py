@@ -65,19 +65,18 @@ def _play(stage: Stage, options: argparse.Namespace) -> list[str]:
     data, metadata = str(stage.directory / "data.img"), str(stage.directory / "meta.data.img")
     if as_root:
         stage.require("losetup", "mount", "umount", "fsfreeze")
-        loops = [stage.loop_device(2015), stage.loop_device(2016)]
-        if loops[0] is None or loops[1] is None:
-            as_root = False
-            say("(no loop devices on this machine: playing on the files themselves)")
     say(f"(in {stage.directory}, THINFS_MOUNT={stage.mount_dir}, dmsetup is thinfs-dmsetup)")
 
     stage.narrator.heading("A data file of 10 GiB and a metadata file of 1 TiB, both sparse")
     stage.narrator.sh("dd if=/dev/zero of=data.img bs=1K count=1 seek=10M")
     stage.narrator.sh("dd if=/dev/zero of=meta.data.img bs=1K count=1 seek=1G")
     if as_root:
-        data, metadata = str(loops[0]), str(loops[1])
-        stage.narrator.sh(f"losetup {data} data.img")
-        stage.narrator.sh(f"losetup {metadata} meta.data.img")
+        loops = [stage.attach("data.img", 2015), stage.attach("meta.data.img", 2016)]
+        if loops[0] is None or loops[1] is None:
+            as_root = False
+            say("(no loop devices on this machine: playing on the files themselves)")
+        else:
+            data, metadata = loops[0], loops[1]
     stage.start_server()
 
     shown = [_walk(stage, data, metadata, as_root=as_root)]

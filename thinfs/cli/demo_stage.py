@@ -6,6 +6,7 @@ below its own directory, or what it made itself and knows by name.
 """
 
 import contextlib
+import errno
 import fcntl
 import os
 import select
@@ -16,6 +17,7 @@ import stat
 import struct
 import sysconfig
 import tempfile
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
@@ -39,17 +41,18 @@ _LOOP_CTL_GET_FREE = 0x4C82
 _SYSTEM_PATH = "/usr/local/sbin:/usr/sbin:/sbin:/usr/local/bin:/usr/bin:/bin"
 _STOP_SECONDS = 30
 _LOG_LINES = 30
+_REMOVE_ATTEMPTS = 100
 
 
 class Stage:
     """Used as a context: `narrator` runs lines in `directory`; leaving it cleans up."""
 
     def __init__(self, *, below: Path | None, device_names: Sequence[str]) -> None:
-        """`below` holds the temporary directory (TMPDIR if None); `device_names` may become /dev/mapper links."""
-        self._device_names = device_names
+        """`below` holds the temporary directory (TMPDIR if None); `device_names` become links if we are root."""
+        self._device_names = device_names if os.geteuid() == 0 else ()
         self._made_loop_devices: list[int] = []
         self._server: int | None = None  # pidfd
-        for name in device_names:
+        for name in self._device_names:
             if os.path.lexists(f"/dev/mapper/{name}"):
                 raise Exists(f"/dev/mapper/{name} exists already: the walkthrough needs that name")
         self.directory = Path(tempfile.mkdtemp(prefix="thinfs-demo-", dir=below)).resolve()
@@ -89,11 +92,9 @@ class Stage:
         self._end_server()
         self._unmount(lazily=True)
         self._release_loop_devices()
-        for name in self._device_names:
+        for link in self._links():
             with contextlib.suppress(OSError):
-                # Ours lead to loop devices; one to a dm device is the kernel's, made under that name meanwhile.
-                if os.readlink(f"/dev/mapper/{name}").startswith("/dev/loop"):
-                    os.unlink(f"/dev/mapper/{name}")
+                os.unlink(link)
         shutil.rmtree(self.directory, ignore_errors=True)
         left = self.leftovers()
         if left and error is not None:
@@ -105,8 +106,24 @@ class Stage:
         """What is still there of a walkthrough that ended."""
         left = [f"mount {path}" for path in self._mounts()]
         left += [f"loop device {path}" for path, _ in self._loop_devices()]
-        left += [f"/dev/mapper/{name}" for name in self._device_names if os.path.lexists(f"/dev/mapper/{name}")]
+        left += self._links()
         return left + ([str(self.directory)] if self.directory.exists() else [])
+
+    def _links(self) -> list[str]:
+        """Our links; one to a dm device or to a loop device over another file is somebody else's, made meanwhile."""
+        found = []
+        for name in self._device_names:
+            link = f"/dev/mapper/{name}"
+            try:
+                target = os.readlink(link)
+            except OSError:
+                continue
+            if target.startswith("/dev/loop"):
+                backing = _backing_file(target.removeprefix("/dev/"))
+                # The path is cut to /NAME when the file system it lay in is unmounted.
+                if backing is None or backing == f"/{name}" or backing.startswith(f"{self.directory}/"):
+                    found.append(link)
+        return found
 
     # -- the server --------------------------------------------------------------------------------------------
 
@@ -180,14 +197,14 @@ class Stage:
 
     # -- loop devices ------------------------------------------------------------------------------------------
 
-    def loop_device(self, number: int) -> str | None:
-        """/dev/loop`number` if it is free, else another; None where the machine has no loop devices."""
+    def attach(self, file: str, number: int) -> str | None:
+        """Put `file` behind /dev/loop`number` if that is free, else another; None where there are no loop devices."""
         try:
             control = os.open("/dev/loop-control", os.O_RDWR | os.O_CLOEXEC)
         except OSError:
             return None
         try:
-            if Path(f"/sys/block/loop{number}/loop").exists():
+            if _backing_file(f"loop{number}") is not None:
                 number = fcntl.ioctl(control, _LOOP_CTL_GET_FREE)
             path = Path(f"/dev/loop{number}")
             if not path.exists():
@@ -200,16 +217,16 @@ class Stage:
             return None
         finally:
             os.close(control)
+        self.narrator.sh(f"losetup {path} {file}")
         return str(path)
 
     def _loop_devices(self) -> list[tuple[str, str]]:
         """(device, backing file) of the loop devices over files below the directory."""
         found = []
-        for backing in Path("/sys/block").glob("loop*/loop/backing_file"):
-            with contextlib.suppress(OSError):
-                path = backing.read_text().rstrip("\n")
-                if path.startswith(f"{self.directory}/"):
-                    found.append((f"/dev/{backing.parent.parent.name}", path))
+        for block in Path("/sys/block").glob("loop*"):
+            path = _backing_file(block.name)
+            if path is not None and path.startswith(f"{self.directory}/"):
+                found.append((f"/dev/{block.name}", path))
         return found
 
     def _release_loop_devices(self) -> None:
@@ -219,15 +236,30 @@ class Stage:
             return
         control = os.open("/dev/loop-control", os.O_RDWR | os.O_CLOEXEC)
         for number in self._made_loop_devices:
-            with contextlib.suppress(OSError):
-                fcntl.ioctl(control, _LOOP_CTL_REMOVE, number)
-            with contextlib.suppress(OSError):
-                os.unlink(f"/dev/loop{number}")
+            for _ in range(_REMOVE_ATTEMPTS):
+                try:
+                    fcntl.ioctl(control, _LOOP_CTL_REMOVE, number)
+                except OSError as error:
+                    if error.errno == errno.EBUSY:  # udev may look at it once more, after it is detached
+                        time.sleep(0.02)
+                        continue
+                # devtmpfs has taken the node away; one that we made stays until now.
+                with contextlib.suppress(OSError):
+                    os.unlink(f"/dev/loop{number}")
+                break
         os.close(control)
 
     def _quietly(self, line: str) -> None:
         with contextlib.suppress(StepFailed):  # no answer: the leftovers tell
             run_quietly(line, Path("/"), self.narrator.environment)
+
+
+def _backing_file(loop: str) -> str | None:
+    """The path a loop device was attached by; None for one that is not attached."""
+    try:
+        return Path(f"/sys/block/{loop}/loop/backing_file").read_text(errors="surrogateescape").rstrip("\n")
+    except OSError:
+        return None
 
 
 def _link_script(name: str, link: Path) -> None:
