@@ -195,6 +195,24 @@ def test_twenty_asynchronous_writes_that_wait_leave_the_other_volumes_alone(serv
         assert [writer.wait() for writer in writers] == [0] * 20
 
 
+def test_behind_a_loop_device_a_waiting_write_holds_up_neither_writes_nor_discards(
+    server: Server, fd: int, loop_device: str
+) -> None:
+    # On the file itself the kernel holds its lock during a synchronous write, see the contract of operations.py.
+    server("fill")
+    write = ("dd", "if=/dev/zero", f"of={loop_device}", "bs=64k", "count=1", "oflag=direct", "status=none")
+    waiting = subprocess.Popen([*write, "seek=100"])
+    try:
+        server("wait_for_writers", count=1)
+        assert server.run(*write, "seek=1").returncode == 0
+        assert server.run("blkdiscard", "-o", str(2 * BLOCK), "-l", str(BLOCK), loop_device).returncode == 0
+        assert server("state")["mapped"] == [1, 4]
+        assert server("state")["nr_waiting"] == 1
+    finally:
+        server("make_room")
+        assert waiting.wait(30) == 0
+
+
 def test_the_server_outlives_an_unknown_whence(fd: int) -> None:
     libc = ctypes.CDLL(None, use_errno=True)
     assert libc.lseek(fd, ctypes.c_int64(0), 9) == -1

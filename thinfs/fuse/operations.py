@@ -1,10 +1,11 @@
 """The directory of image files: FUSE requests on one side, mapped devices (`Image`) on the other.
 
-Promises: what a block device of that size would answer, wherever FUSE lets a regular file do so; requests
-run inline in the trio thread and wait only where the Image waits. Errors become an errno here and nowhere
-else: a ThinfsError its own, an unknown exception EIO with its traceback in the log.
-Never: changes a size, creates or removes a file, keeps data, touches a path (one inside the mount would be
-served by the very thread that asks: use a thread for that).
+Promises: what a block device would answer, wherever FUSE lets a regular file do so; requests run inline in
+the trio thread and wait only where the Image waits. An error becomes an errno here: a ThinfsError its own, an
+unknown exception EIO and a traceback in the log. Never: changes a size, makes or removes a file, keeps data,
+touches a path (one in the mount would wait for the very thread that asks). Not in our hands: during a
+synchronous write(2) the kernel locks the file, so one that waits for space holds up other writers and punches
+of that file (not readers, not other files); behind a loop device with direct I/O it does not.
 """
 
 import errno
