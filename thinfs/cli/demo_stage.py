@@ -105,7 +105,7 @@ class Stage:
     def leftovers(self) -> list[str]:
         """What is still there of a walkthrough that ended."""
         left = [f"mount {path}" for path in self._mounts()]
-        left += [f"loop device {path}" for path, _ in self._loop_devices()]
+        left += [f"loop device {path}" for path in self._loop_devices()]
         left += self._links()
         return left + ([str(self.directory)] if self.directory.exists() else [])
 
@@ -211,8 +211,7 @@ class Stage:
                 with contextlib.suppress(FileExistsError):
                     fcntl.ioctl(control, _LOOP_CTL_ADD, number)
                 self._made_loop_devices.append(number)
-                if not path.exists():  # no devtmpfs, as in a container
-                    os.mknod(path, stat.S_IFBLK | 0o600, os.makedev(_LOOP_MAJOR, number))
+                _make_node(number)
         except OSError:
             return None
         finally:
@@ -220,17 +219,18 @@ class Stage:
         self.narrator.sh(f"losetup {path} {file}")
         return str(path)
 
-    def _loop_devices(self) -> list[tuple[str, str]]:
-        """(device, backing file) of the loop devices over files below the directory."""
+    def _loop_devices(self) -> list[str]:
+        """The loop devices over files below the directory."""
         found = []
         for block in Path("/sys/block").glob("loop*"):
             path = _backing_file(block.name)
             if path is not None and path.startswith(f"{self.directory}/"):
-                found.append((f"/dev/{block.name}", path))
+                found.append(f"/dev/{block.name}")
         return found
 
     def _release_loop_devices(self) -> None:
-        for device, _ in self._loop_devices():
+        for device in self._loop_devices():
+            _make_node(int(device.removeprefix("/dev/loop")))
             self._quietly(f"losetup -d {device}")
         if not self._made_loop_devices:
             return
@@ -260,6 +260,12 @@ def _backing_file(loop: str) -> str | None:
         return Path(f"/sys/block/{loop}/loop/backing_file").read_text(errors="surrogateescape").rstrip("\n")
     except OSError:
         return None
+
+
+def _make_node(number: int) -> None:
+    """/dev/loopN, where there is no devtmpfs that makes it, as in a container."""
+    with contextlib.suppress(FileExistsError):
+        os.mknod(f"/dev/loop{number}", stat.S_IFBLK | 0o600, os.makedev(_LOOP_MAJOR, number))
 
 
 def _link_script(name: str, link: Path) -> None:
