@@ -1,4 +1,4 @@
-"""The one compiled part, thinfs.fuse._fuseshim, against the libfuse 3 of pkg-config; all else: pyproject.toml."""
+"""The compiled part, thinfs.fuse._fuseshim, against the libfuse 3 of pkg-config, and a script; else: pyproject.toml."""
 
 import subprocess
 
@@ -19,6 +19,8 @@ def pkg_config(option: str) -> list[str]:
 
 
 setup(
+    # Copied as it is, for its start-up time: the wrapper of an entry point imports re, half as long again.
+    scripts=["scripts/thinfs-dmsetup"],
     ext_modules=[
         Extension(
             "thinfs.fuse._fuseshim",
@@ -27,5 +29,5 @@ setup(
             # The calls that it passes on are found with RTLD_NEXT: libfuse must come right behind it.
             extra_link_args=["-Wl,--no-as-needed", *pkg_config("--libs")],
         )
-    ]
+    ],
 )
