@@ -18,7 +18,7 @@ from thinfs.errors import BadMetadata
 _BIG_ENDIAN = sys.byteorder == "big"
 
 
-class IntArray(construct.Construct):  # type: ignore[type-arg]
+class IntArray(construct.Construct):  # type: ignore[misc]  # construct ships no types
     """`nr(context)` integers of array type `typecode(context)`."""
 
     def __init__(self, typecode: Callable[[Any], str], nr: Callable[[Any], int]) -> None:

@@ -9,6 +9,7 @@ one data device share the handle (the kernel allows it, reference 1). Never: tou
 import os
 import re
 import stat
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final, TypeAlias
 
@@ -32,9 +33,9 @@ class Backing:
 
     @property
     def block_number(self) -> tuple[int, int] | None:
-        """(major, minor) of a block device; a regular file has none."""
+        """(major, minor) of a block device or a mapped device; a regular file has none."""
         kind, major, minor = self.identity
-        return (major, minor) if kind == "block" else None
+        return None if kind == "file" else (major, minor)
 
 
 class BackingDevices:
@@ -53,11 +54,16 @@ class BackingDevices:
             raise BackingMissing(f"{path}: no such file or device") from None
         except OSError as error:
             raise from_oserror(error, path) from None
-        identity = identity_of(info)
+        return self._share(identity_of(info), read_only, lambda: FileDevice(path, read_only=read_only))
+
+    def acquire_mapped(self, major: int, minor: int, make: Callable[[], BlockDevice], *, read_only: bool) -> Backing:
+        """The same for a mapped device of this process."""
+        return self._share(("mapped", major, minor), read_only, make)
+
+    def _share(self, identity: Identity, read_only: bool, make: Callable[[], BlockDevice]) -> Backing:
         backing = self._open.get((identity, read_only))
         if backing is None:
-            backing = Backing(FileDevice(path, read_only=read_only), identity, read_only)
-            self._open[identity, read_only] = backing
+            backing = self._open[identity, read_only] = Backing(make(), identity, read_only)
         backing.users += 1
         return backing
 

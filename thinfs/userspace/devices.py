@@ -20,19 +20,20 @@ from thinfs.errors import (
     BackingMissing,
     Busy,
     InvalidArgument,
-    IOFailed,
     NoSuchDevice,
     ThinfsError,
     prefixed,
 )
 from thinfs.pool.thin import Origin
 from thinfs.units import bytes_to_sectors
-from thinfs.userspace.backing import BackingDevices, mapped_name, mapped_number
+from thinfs.userspace.backing import Backing, BackingDevices, mapped_name, mapped_number
+from thinfs.userspace.mapped_backing import MappedBacking
 from thinfs.userspace.mapped_device import MappedDevice, Table
 from thinfs.userspace.pools import Pools
 from thinfs.userspace.targets import (
     TARGET_VERSIONS,
     ErrorTarget,
+    LinearOverThin,
     LinearTarget,
     Target,
     ThinTarget,
@@ -48,7 +49,11 @@ CANCEL_DEFERRED_REMOVE: Final = "@cancel_deferred_remove"
 
 
 class DeviceListener(Protocol):
-    """What a front end wants to know. Called within the operation; `before_remove` may refuse with Busy."""
+    """What a front end wants to know, called within the operation.
+
+    `before_suspend` is not called for a noflush suspend: nothing is flushed then (it might wait for space).
+    `before_remove` may refuse with Busy; if `deferred`, it has then counted its use as one more open of the device.
+    """
 
     async def activated(self, device: MappedDevice) -> None: ...
 
@@ -56,7 +61,7 @@ class DeviceListener(Protocol):
 
     async def before_suspend(self, device: MappedDevice) -> None: ...
 
-    async def before_remove(self, device: MappedDevice) -> None: ...
+    async def before_remove(self, device: MappedDevice, *, deferred: bool) -> None: ...
 
     async def renamed(self, device: MappedDevice, old_name: str) -> None: ...
 
@@ -73,7 +78,7 @@ class NoListener:
     async def before_suspend(self, device: MappedDevice) -> None:
         return
 
-    async def before_remove(self, device: MappedDevice) -> None:
+    async def before_remove(self, device: MappedDevice, *, deferred: bool) -> None:
         return
 
     async def renamed(self, device: MappedDevice, old_name: str) -> None:
@@ -117,7 +122,7 @@ class DeviceMapper:
         self._devices: dict[str, MappedDevice] = {}
         self._next_inode = _FIRST_INODE
         self._backings = BackingDevices()
-        self.pools = Pools(self._backings, nursery, self._users_of)
+        self.pools = Pools(self._backings, self._acquire, nursery, self._users_of)
 
     # -- looking up --------------------------------------------------------------------------------------
 
@@ -143,6 +148,16 @@ class DeviceMapper:
             return next((d for d in self._devices.values() if (d.major, d.minor) == number), None)
         name = mapped_name(word, self.mount_dir)
         return None if name is None else self._devices.get(name)
+
+    async def _acquire(self, word: str, *, read_only: bool = False) -> Backing:
+        """The backing device that a word of a table means; one of ours must be able to carry another."""
+        mapped = self._mapped_device_of(word)
+        if mapped is None:
+            return await trio.to_thread.run_sync(partial(self._backings.acquire, word, read_only=read_only))
+        lower = MappedBacking(mapped)
+        if not read_only and not lower.is_writable:
+            raise InvalidArgument(f"{mapped.name}: a device of its targets cannot carry another in the same server")
+        return self._backings.acquire_mapped(mapped.major, mapped.minor, lambda: lower, read_only=read_only)
 
     def _users_of(self, device: MappedDevice) -> list[MappedDevice]:
         """Devices with a table, live or inactive, that names `device`."""
@@ -256,11 +271,8 @@ class DeviceMapper:
             )
 
     async def _open_origin(self, word: str, stack: AsyncExitStack) -> tuple[Origin, str, tuple[int, int] | None]:
-        mapped = self._mapped_device_of(word)
-        if mapped is not None:
-            return MappedOrigin(mapped), f"{mapped.major}:{mapped.minor}", (mapped.major, mapped.minor)
         try:
-            backing = await trio.to_thread.run_sync(partial(self._backings.acquire, word, read_only=True))
+            backing = await self._acquire(word, read_only=True)
         except ThinfsError as error:
             raise prefixed("thin: Error opening origin device", error) from None
         stack.callback(self._backings.release, backing)
@@ -272,26 +284,34 @@ class DeviceMapper:
         if mapped_name(word, self.mount_dir) is not None or not present:
             raise BackingMissing(f"thin: Error opening pool device: {word}: no such device")
 
-    async def _load_linear(self, line: TargetLine) -> LinearTarget:
+    async def _load_linear(self, line: TargetLine) -> LinearTarget | LinearOverThin:
         if len(line.params) != 2:
             raise InvalidArgument(f"linear: Invalid argument count: {len(line.params)}, expected 2")
         offset = parse_decimal(line.params[1])
         if offset is None:
             raise InvalidArgument(f"linear: Invalid device sector: {line.params[1]}")
-        if self._mapped_device_of(line.params[0]) is not None:
-            raise InvalidArgument(f"linear: {line.params[0]}: a mapped device under linear is not supported yet")
         try:
-            backing = await trio.to_thread.run_sync(self._backings.acquire, line.params[0])
+            lower = self._mapped_device_of(line.params[0])
+            if lower is not None and not MappedBacking(lower).is_writable:
+                self._check_fits(line, offset, lower.size_bytes)
+                return LinearOverThin(line, lower, offset)
+            backing = await self._acquire(line.params[0])
         except ThinfsError as error:
             raise prefixed("linear: Device lookup failed", error) from None
-        available = bytes_to_sectors(backing.device.size_bytes)
-        if offset + line.length_sectors > available:
+        try:
+            self._check_fits(line, offset, backing.device.size_bytes)
+        except BaseException:
             self._backings.release(backing)
+            raise
+        return LinearTarget(line, backing, offset, self._backings.release)
+
+    def _check_fits(self, line: TargetLine, offset_sectors: int, size_bytes: int) -> None:
+        available = bytes_to_sectors(size_bytes)
+        if offset_sectors + line.length_sectors > available:
             raise InvalidArgument(
-                f"linear: {line.params[0]} too small for target: start={offset}, len={line.length_sectors}, "
+                f"linear: {line.params[0]} too small for target: start={offset_sectors}, len={line.length_sectors}, "
                 f"dev_size={available}"
             )
-        return LinearTarget(line, backing, offset, self._backings.release)
 
     async def clear(self, name: str) -> None:
         device = self.find(name)
@@ -307,7 +327,8 @@ class DeviceMapper:
 
     async def _suspend(self, device: MappedDevice, *, noflush: bool) -> None:
         if not device.suspended and device.live is not None:
-            await self.listener.before_suspend(device)
+            if not noflush:
+                await self.listener.before_suspend(device)
             await device.suspend(noflush=noflush)
 
     async def resume(self, name: str) -> None:
@@ -341,7 +362,13 @@ class DeviceMapper:
                     raise Busy(f"{name}: {self._why_busy(device)}")
                 device.deferred_remove = True
                 return
-            await self.listener.before_remove(device)
+            try:
+                await self.listener.before_remove(device, deferred=deferred)
+            except Busy:
+                if not deferred:
+                    raise
+                device.deferred_remove = True
+                return
             await self._destroy(device)
 
     def _why_busy(self, device: MappedDevice) -> str:
@@ -476,20 +503,3 @@ class Handle:
         if self._open:
             self._open = False
             self._device.closed()
-
-
-class MappedOrigin:
-    """A mapped device of ours as an external origin: read only, its size as it is at each resume."""
-
-    def __init__(self, device: MappedDevice) -> None:
-        self._device = device
-
-    @property
-    def size_bytes(self) -> int:
-        return self._device.size_bytes
-
-    def read(self, offset: int, length: int) -> bytes:
-        table = self._device.live
-        if table is None or offset + length > table.size_bytes:
-            raise IOFailed(f"{self._device.name}: origin read of {length} bytes at {offset} passes its end")
-        return b"".join(target.read(start, size) for target, start, size, _ in table.pieces(offset, length))

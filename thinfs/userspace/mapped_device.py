@@ -34,6 +34,11 @@ class Table:
         first = self.targets[0]
         return first if isinstance(first, PoolTarget) else None
 
+    def read(self, offset: int, length: int) -> bytes:
+        if len(self.targets) == 1:
+            return self.targets[0].read(offset, length)
+        return b"".join(target.read(start, size) for target, start, size, _ in self.pieces(offset, length))
+
     def pieces(self, offset: int, length: int) -> list[tuple[Target, int, int, int]]:
         """(target, offset within it, length, offset within the request) of each target touched."""
         pieces = []
@@ -173,7 +178,8 @@ class MappedDevice:
         self.handles += 1
 
     def closed(self) -> None:
-        self.handles -= 1
+        # A loop device's own open is not counted; if somebody else detaches it, its close is none of ours either.
+        self.handles = max(0, self.handles - 1)
         if self.handles == 0 and self.on_last_close is not None:
             self.on_last_close()
 
@@ -201,11 +207,14 @@ class MappedDevice:
         if table is None:
             table = await self._pass_gate()
         length = min(length, table.size_bytes - offset)
-        if length <= 0:
-            return b""
-        if len(table.targets) == 1:
-            return table.targets[0].read(offset, length)
-        return b"".join(target.read(start, size) for target, start, size, _ in table.pieces(offset, length))
+        return table.read(offset, length) if length > 0 else b""
+
+    def read_now(self, offset: int, length: int) -> bytes:
+        """For a device above this one: exactly `length` bytes of the live table, suspended or not."""
+        table = self.live
+        if table is None or offset + length > table.size_bytes:
+            raise IOFailed(f"{self.name}: read of {length} bytes at {offset} passes its end, {self._size_bytes}")
+        return table.read(offset, length)
 
     async def write(self, offset: int, data: Buffer) -> None:
         """All of `data`; NoSpace past the end of the device, as a block device answers."""

@@ -5,7 +5,7 @@ order; a metadata device belongs to one pool. Blocking opens run in a thread.
 Source: behaviour reference, section 1, "Table-load checks".
 """
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from functools import partial
 
@@ -41,10 +41,12 @@ class Pools:
     def __init__(
         self,
         backings: BackingDevices,
+        acquire: Callable[[str], Awaitable[Backing]],
         nursery: trio.Nursery,
         users_of: Callable[[MappedDevice], list[MappedDevice]],
     ) -> None:
         self._backings = backings
+        self._acquire = acquire
         self._nursery = nursery
         self._users_of = users_of
         self._active: list[ActivePool] = []
@@ -58,9 +60,9 @@ class Pools:
         """A thin-pool line becomes a target; the metadata is opened, and formatted if blank, on the first load."""
         arguments = PoolArguments.parse(line.params)
         async with self._loading:
-            metadata = await self._acquire(arguments.metadata_dev, "Error opening metadata block device")
+            metadata = await self._acquire_or_say(arguments.metadata_dev, "Error opening metadata block device")
             try:
-                data = await self._acquire(arguments.data_dev, "Error getting data device")
+                data = await self._acquire_or_say(arguments.data_dev, "Error getting data device")
                 try:
                     return await self._load(device, line, arguments, metadata, data)
                 except BaseException:
@@ -70,9 +72,9 @@ class Pools:
                 self._backings.release(metadata)
                 raise
 
-    async def _acquire(self, path: str, what: str) -> Backing:
+    async def _acquire_or_say(self, path: str, what: str) -> Backing:
         try:
-            return await trio.to_thread.run_sync(self._backings.acquire, path)
+            return await self._acquire(path)
         except ThinfsError as error:
             raise prefixed(f"thin-pool: {what}", error) from None
 

@@ -42,6 +42,18 @@ class InternallySuspended(Protocol):
     def resume_internally(self) -> None: ...
 
 
+class LowerDevice(Protocol):
+    """A mapped device below a linear target."""
+
+    major: int
+    minor: int
+
+    def read_now(self, offset: int, length: int) -> bytes: ...
+    async def write(self, offset: int, data: Buffer) -> None: ...
+    async def discard(self, offset: int, length: int) -> None: ...
+    async def flush(self) -> None: ...
+
+
 class Target(Protocol):
     """What a MappedDevice asks of the targets in its tables."""
 
@@ -140,29 +152,55 @@ class _Plain:
             await self.write(offset + done, bytes(min(DEFAULT_BLOCK_BYTES, length - done)))
 
 
-class ErrorTarget(_Plain):
+class SyncTarget(_Plain):
+    """A target all of whose I/O is synchronous: these can stand below other devices."""
+
+    supports_discard = False
+
+    def write_now(self, offset: int, data: Buffer) -> None:
+        raise NotImplementedError
+
+    def discard_now(self, offset: int, length: int) -> None:
+        raise NotSupported(f"{self.line.target}: discard is not supported")
+
+    def flush_now(self) -> None:
+        return
+
+    async def write(self, offset: int, data: Buffer) -> None:
+        self.write_now(offset, data)
+
+    async def discard(self, offset: int, length: int) -> None:
+        await trio.to_thread.run_sync(self.discard_now, offset, length)
+
+    async def flush(self) -> None:
+        await trio.to_thread.run_sync(self.flush_now)
+
+
+class ErrorTarget(SyncTarget):
     """Every I/O is EIO."""
+
+    supports_discard = True
 
     def read(self, offset: int, length: int) -> bytes:
         raise IOFailed(f"error target: read at byte {offset}")
 
-    async def write(self, offset: int, data: Buffer) -> None:
+    def write_now(self, offset: int, data: Buffer) -> None:
         raise IOFailed(f"error target: write at byte {offset}")
 
-    async def discard(self, offset: int, length: int) -> None:
+    def discard_now(self, offset: int, length: int) -> None:
         raise IOFailed(f"error target: discard at byte {offset}")
 
-    async def flush(self) -> None:
+    def flush_now(self) -> None:
         raise IOFailed("error target: flush")
 
 
-class ZeroTarget(_Plain):
+class ZeroTarget(SyncTarget):
     """Reads as zeros, forgets what is written."""
 
     def read(self, offset: int, length: int) -> bytes:
         return bytes(length)
 
-    async def write(self, offset: int, data: Buffer) -> None:
+    def write_now(self, offset: int, data: Buffer) -> None:
         return
 
     def allocated_bytes(self) -> int:
@@ -178,7 +216,7 @@ class ZeroTarget(_Plain):
         return
 
 
-class LinearTarget(_Plain):
+class LinearTarget(SyncTarget):
     """A window of a backing device, `offset_sectors` into it."""
 
     def __init__(
@@ -191,6 +229,10 @@ class LinearTarget(_Plain):
         self._start = sectors_to_bytes(offset_sectors)
         self._release = release
 
+    @property
+    def supports_discard(self) -> bool:  # type: ignore[override]
+        return self._device.supports_discard
+
     def table_params(self) -> str:
         return f"{quote_word(self._device.label)} {self._offset_sectors}"
 
@@ -200,17 +242,45 @@ class LinearTarget(_Plain):
     def read(self, offset: int, length: int) -> bytes:
         return self._device.read(self._start + offset, length)
 
-    async def write(self, offset: int, data: Buffer) -> None:
+    def write_now(self, offset: int, data: Buffer) -> None:
         self._device.write(self._start + offset, data)
 
-    async def discard(self, offset: int, length: int) -> None:
-        await trio.to_thread.run_sync(self._device.discard, self._start + offset, length)
+    def discard_now(self, offset: int, length: int) -> None:
+        self._device.discard(self._start + offset, length)
 
-    async def flush(self) -> None:
-        await trio.to_thread.run_sync(self._device.flush)
+    def flush_now(self) -> None:
+        self._device.flush()
 
     async def close(self) -> None:
         self._release(self._backing)
+
+
+class LinearOverThin(_Plain):
+    """A window of a mapped device of this process whose I/O may wait for its pool."""
+
+    def __init__(self, line: TargetLine, lower: LowerDevice, offset_sectors: int) -> None:
+        super().__init__(line)
+        self._lower = lower
+        self._offset_sectors = offset_sectors
+        self._start = sectors_to_bytes(offset_sectors)
+
+    def table_params(self) -> str:
+        return f"{self._lower.major}:{self._lower.minor} {self._offset_sectors}"
+
+    def deps(self) -> list[tuple[int, int]]:
+        return [(self._lower.major, self._lower.minor)]
+
+    def read(self, offset: int, length: int) -> bytes:
+        return self._lower.read_now(self._start + offset, length)
+
+    async def write(self, offset: int, data: Buffer) -> None:
+        await self._lower.write(self._start + offset, data)
+
+    async def discard(self, offset: int, length: int) -> None:
+        await self._lower.discard(self._start + offset, length)
+
+    async def flush(self) -> None:
+        await self._lower.flush()
 
 
 class ThinTarget(_Plain):
