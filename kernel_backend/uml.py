@@ -15,6 +15,7 @@ import signal
 import socket
 import subprocess
 import tempfile
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,7 +27,7 @@ _AGENT_FILES: Final = (
     "__init__", "guest_agent", "guest_loops", "operations", "device_mapper", "device_nodes", "dm_ioctl", "block_io",
 )  # fmt: skip
 _HIDDEN: Final = ("/dev", "/proc", "/sys", "/run")  # the guest mounts its own there
-_HELPERS_END_MS: Final = 5000
+_HELPERS_END_SECONDS: Final = 5.0
 _PREFIX: Final = "thinfs-guest-"
 
 
@@ -139,6 +140,22 @@ def processes_of_group(group: int) -> list[int]:
     return found
 
 
+def group_ends(group: int, timeout: float) -> bool:
+    """Wait until no process of the group is left; none of them need be a child of this one."""
+    deadline = time.monotonic() + timeout
+    while pids := processes_of_group(group):
+        for pid in pids:
+            with contextlib.suppress(ProcessLookupError):
+                handle = os.pidfd_open(pid)
+                poll = select.poll()
+                poll.register(handle, select.POLLIN)
+                ended = poll.poll(max(0.0, deadline - time.monotonic()) * 1000)
+                os.close(handle)
+                if not ended:
+                    return False
+    return True
+
+
 class Process:
     """A started guest: the process, its boot directory and its console."""
 
@@ -242,19 +259,9 @@ class Process:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self._process.pid, signal.SIGKILL)
         self._process.wait()
-        self._await_helpers()
+        group_ends(self.pid, _HELPERS_END_SECONDS)  # the helpers hold the locks of the images until then
         self._reaped = True
         self.finish_boot()
-
-    def _await_helpers(self) -> None:
-        """They are no children of ours, and hold the locks of the images until they have ended."""
-        for pid in processes_of_group(self.pid):
-            with contextlib.suppress(ProcessLookupError):
-                handle = os.pidfd_open(pid)
-                poll = select.poll()
-                poll.register(handle, select.POLLIN)
-                poll.poll(_HELPERS_END_MS)
-                os.close(handle)
 
     def close(self) -> None:
         self.kill()

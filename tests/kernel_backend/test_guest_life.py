@@ -1,7 +1,6 @@
 """How guests begin and end: whatever ends their runner, nothing of them is left."""
 
 import os
-import select
 import signal
 import subprocess
 import sys
@@ -59,7 +58,7 @@ def kernel(request: pytest.FixtureRequest) -> uml.GuestKernel:
 
 
 class Runner:
-    """A process that holds a guest, with handles on all the guest's processes, which outlive their numbers."""
+    """A process that holds a guest."""
 
     def __init__(self, kernel: uml.GuestKernel, state: str, temporary: Path) -> None:
         self.state = state
@@ -72,29 +71,12 @@ class Runner:
         )
         assert self.process.stdout is not None
         self.guest_pid = int(self.process.stdout.readline())
-        self.handles = []
-        for pid in uml.processes_of_group(self.guest_pid):
-            try:
-                self.handles.append(os.pidfd_open(pid))
-            except ProcessLookupError:
-                continue
-
-    def guest_ended(self, timeout: float) -> bool:
-        """Wait until every process of the guest has."""
-        for handle in self.handles:
-            poll = select.poll()
-            poll.register(handle, select.POLLIN)
-            if not poll.poll(timeout * 1000):
-                return False
-        return uml.processes_of_group(self.guest_pid) == []
 
     def close(self) -> None:
         self.process.kill()
         self.process.communicate()
-        if not self.guest_ended(10):
+        if not uml.group_ends(self.guest_pid, 10):
             os.killpg(self.guest_pid, signal.SIGKILL)
-        for handle in self.handles:
-            os.close(handle)
 
 
 @pytest.fixture(params=["booting", "idle", "stuck"])
@@ -109,7 +91,7 @@ def test_a_killed_runner_takes_its_guest_along_even_one_that_boots_or_waits_for_
 ) -> None:
     runner.process.kill()
     runner.process.wait()
-    assert runner.guest_ended(10)
+    assert uml.group_ends(runner.guest_pid, 10)
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     if runner.state == "booting":
         uml.remove_leftovers()  # as the next guest does
@@ -155,7 +137,7 @@ def test_a_killed_guest_fails_its_calls_and_leaves_its_images(kernel: uml.GuestK
 
 def test_a_guest_that_does_not_boot_says_so_with_its_console(kernel: uml.GuestKernel) -> None:
     with pytest.raises(GuestFailed, match=r"boot: (?s:.*)console:"):
-        Guest(kernel, images=IMAGES, memory_mb=20)
+        Guest(kernel, images=IMAGES, memory_mb=20, boot_timeout=10)
 
 
 def test_an_image_that_is_not_there_ends_in_an_error_that_names_it(kernel: uml.GuestKernel) -> None:
