@@ -128,6 +128,10 @@ async def obey(source: MemorySource, mount: Mount, do: str, name: str, **argumen
         case "remove":
             del source.images[name]
             await mount.device_gone(name)
+        case "rename":
+            source.images[arguments["new_name"]] = source.images.pop(name)
+            image.name = arguments["new_name"]
+            await mount.device_gone(name)
         case "resize":
             size = arguments["size_bytes"]
             image.data = image.data[:size] + bytes(max(0, size - len(image.data)))

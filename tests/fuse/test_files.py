@@ -70,6 +70,25 @@ def test_a_removed_device_has_no_file_at_once(server: Server) -> None:
     assert "other" not in os.listdir(server.directory)
 
 
+def test_a_renamed_device_keeps_its_inode_and_its_open_files(server: Server) -> None:
+    with open(server.path("other"), "r+b", buffering=0) as file:
+        inode = os.fstat(file.fileno()).st_ino
+        server("rename", "other", new_name="renamed")
+        assert not os.path.exists(server.path("other"))
+        assert os.stat(server.path("renamed")).st_ino == inode
+        assert file.write(b"still") == 5
+    with open(server.path("renamed"), "rb") as again:
+        assert again.read(5) == b"still"
+
+
+def test_a_device_removed_by_force_leaves_its_open_files_answering(server: Server) -> None:
+    with open(server.path("other"), "r+b", buffering=0) as file:
+        server("remove", "other")
+        server("add", "other", size_bytes=4096)
+        assert os.pread(file.fileno(), 1, 0) == b"\0"
+        assert os.path.getsize(server.path("other")) == 4096
+
+
 def test_a_new_device_has_a_file_at_once(server: Server) -> None:
     assert not os.path.exists(server.path("new"))
     server("add", "new", size_bytes=4096)

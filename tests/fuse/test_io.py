@@ -234,6 +234,19 @@ def test_a_writer_that_waits_for_space_blocks_neither_readers_nor_other_volumes(
         os.close(fd)
 
 
+def test_flush_dirty_does_not_wait_for_a_writer_that_waits_for_space(server: Server) -> None:
+    server("fill")
+    fd = os.open(server.path(), os.O_RDWR)
+    try:
+        waiting = InThread(lambda: os.pwrite(fd, b"late", MIB))
+        server("wait_for_writers", count=1)
+        assert server("flush_dirty")["nr_waiting"] == 1
+        server("make_room")
+        assert waiting.result() == 4
+    finally:
+        os.close(fd)
+
+
 def test_more_waiting_writers_than_pyfuse3_has_workers_by_default_block_nobody_else(server: Server) -> None:
     names = [f"full-{number}" for number in range(150)]
     for name in names:

@@ -17,7 +17,7 @@ from thinfs.errors import Busy, PermissionRefused
 from thinfs.fuse import mountpoint
 from thinfs.fuse.binding import connect, nr_sessions, pyfuse3, session_fd, verify
 from thinfs.fuse.operations import Image, ImageOperations, ImageSource
-from thinfs.libc import set_io_flusher
+from thinfs.libc import set_io_flusher, write_dirty_pages
 
 log = logging.getLogger(__name__)
 
@@ -42,10 +42,12 @@ class Mount:
         self._over = False
 
     async def device_gone(self, name: str) -> None:
-        """`name` was removed: caches and watchers learn of it. (Names are looked up afresh in any case.)"""
-        for image in self._operations.known(name):
-            self._operations.drop(image.inode)
-            await self._notify(pyfuse3.invalidate_entry, pyfuse3.ROOT_INODE, os.fsencode(name), image.inode)
+        """After a removal or a renaming: watchers and the kernel's caches learn that `name` is no more.
+
+        (Nobody is misled without it: names are looked up afresh.)
+        """
+        inode = self._operations.gone(name)
+        await self._notify(pyfuse3.invalidate_entry, pyfuse3.ROOT_INODE, os.fsencode(name), inode)
 
     async def device_resized(self, image: Image) -> None:
         """After a reload has been resumed: nothing of the old table is cached. (Sizes are looked up afresh.)
@@ -58,9 +60,11 @@ class Mount:
     async def flush_dirty(self, image: Image) -> None:
         """Before a suspend, while I/O still runs: pages dirtied through mappings of the file reach the image.
 
-        They are the only dirty ones: write(2) is written through. Waits as long as those writes wait.
+        They are the only dirty ones: write(2) is written through. It waits as long as those writes wait, so not
+        for a suspend with noflush.
         """
-        await self._notify(pyfuse3.invalidate_inode, image.inode)
+        if self._operations.is_open(image):  # a mapping keeps its file open
+            await self._notify(_write_dirty_pages, os.path.join(self.directory, image.name))
 
     async def settle(self) -> None:
         """Requests that the kernel has queued up to now are begun.
@@ -84,7 +88,7 @@ class Mount:
         try:
             await trio.to_thread.run_sync(function, *arguments, abandon_on_cancel=True)
         except OSError as error:  # above all ENOENT: the kernel does not know it, or no longer
-            log.debug("%s%r: %s", function.__name__, arguments, error)
+            log.debug("%s%r: %s", getattr(function, "__name__", function), arguments, error)
 
     async def _make_ready(self) -> None:
         """Return once the connection is initialised; then, as root, its readahead can be raised."""
@@ -174,6 +178,15 @@ def _open_session(operations: ImageOperations, directory: str, allow_other: bool
         pyfuse3.close(unmount=True)
         raise
     return session_fd()
+
+
+def _write_dirty_pages(path: str) -> None:
+    # Not invalidate_inode: that would also wait for the pages of a write(2) that waits for space.
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        write_dirty_pages(fd)
+    finally:
+        os.close(fd)
 
 
 def _raise_readahead(directory: str) -> None:

@@ -203,15 +203,26 @@ class ImageOperations(pyfuse3.Operations):
         return self._attributes(self._remember(image))
 
     async def forget(self, inode_list: Sequence[tuple[int, int]]) -> None:
-        return
+        # Of a device that lives on, the time of its last write is kept.
+        for inode, _ in inode_list:
+            node = self._nodes.get(inode)
+            if node is not None and self._is_gone(node):
+                del self._nodes[inode]
 
-    def known(self, name: str) -> Sequence[Image]:
-        """Images of that name the kernel may still know."""
-        return [node.image for node in self._nodes.values() if node.image.name == name]
+    def _is_gone(self, node: _Node) -> bool:
+        return self._source.lookup(node.image.name) is not node.image
 
-    def drop(self, inode: int) -> None:
-        """The device is gone. Handles that are open keep it; its inode is never used again."""
-        self._nodes.pop(inode, None)
+    def gone(self, name: str) -> int:
+        """Let go of the removed device of that name; its inode, or 0. Handles that are open keep it."""
+        for inode, node in self._nodes.items():
+            if node.image.name == name and self._is_gone(node):
+                del self._nodes[inode]
+                return inode
+        return 0
+
+    def is_open(self, image: Image) -> bool:
+        node = self._nodes.get(image.inode)
+        return node is not None and node.nr_open > 0
 
     @answered
     async def getattr(self, inode: int, ctx: pyfuse3.RequestContext) -> pyfuse3.EntryAttributes:
