@@ -1,0 +1,106 @@
+"""Mapped devices on mapped devices: linear and error under a pool, linear over a thin, thins as origins."""
+
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+import trio
+
+from tests.system.images import PoolFiles, make_pool, thin_check
+from thinfs.errors import Busy, InvalidArgument, IOFailed
+from thinfs.userspace.devices import DeviceMapper, open_device_mapper
+
+MIB = 1 << 20
+SECTORS = 64 * MIB // 512
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> PoolFiles:
+    return make_pool(tmp_path, data_bytes=64 * MIB, metadata_bytes=4 * MIB)
+
+
+@pytest.fixture
+async def mapper(files: PoolFiles, autojump_clock: trio.testing.MockClock) -> AsyncIterator[DeviceMapper]:
+    async with open_device_mapper("/nonexistent") as made:
+        yield made
+    if files.metadata.read_bytes()[:4096] != bytes(4096):
+        thin_check(files.metadata)
+
+
+async def _pool_over_linear(mapper: DeviceMapper, files: PoolFiles) -> None:
+    await mapper.create("meta", f"0 8192 linear {files.metadata} 0")
+    await mapper.create("data", f"0 {SECTORS} linear {files.data} 0")
+    await mapper.create("p", f"0 {SECTORS} thin-pool /dev/mapper/meta /dev/mapper/data 128 0")
+    await mapper.message("p", "create_thin 0")
+    await mapper.create("t", "0 2048 thin /dev/mapper/p 0")
+
+
+async def test_a_pool_over_linear_devices_works_and_holds_them_open(mapper: DeviceMapper, files: PoolFiles) -> None:
+    await _pool_over_linear(mapper, files)
+    device = await mapper.open("t")
+    await device.write(5000, b"through two layers")
+    await device.flush()
+    assert await device.read(5000, 18) == b"through two layers"
+    assert files.data.read_bytes()[5000:5018] == b"through two layers"
+    assert (await mapper.table("p")).startswith(f"0 {SECTORS} thin-pool {mapper.major}:0 {mapper.major}:1 128 0")
+    with pytest.raises(Busy, match="data: in use by p"):
+        await mapper.remove("data")
+    await device.aclose()
+
+
+async def test_a_metadata_device_that_turns_to_errors_under_the_pool_makes_it_fail(
+    mapper: DeviceMapper, files: PoolFiles
+) -> None:
+    await _pool_over_linear(mapper, files)
+    device = await mapper.open("t")
+    await device.write(0, b"committed")
+    await device.flush()
+    await mapper.load("meta", "0 8192 error")
+    await mapper.suspend("meta")
+    await mapper.resume("meta")
+    await device.write(70000, b"lost")
+    with pytest.raises(IOFailed):
+        await device.flush()
+    assert (await mapper.status("p")).split()[3] == "Fail"
+    with pytest.raises(IOFailed, match="fail mode"):
+        await device.read(0, 9)
+    await device.aclose()
+
+
+async def test_a_linear_device_over_a_thin_allocates_in_it(mapper: DeviceMapper, files: PoolFiles) -> None:
+    await _pool_over_linear(mapper, files)
+    await mapper.create("l", "0 1024 linear /dev/mapper/t 1024")
+    device = await mapper.open("l")
+    await device.write(0, b"half way")
+    await device.flush()
+    assert await mapper.status("t") == "0 2048 thin 128 1151"
+    assert await device.read(0, 8) == b"half way"
+    await device.aclose()
+
+
+async def test_a_thin_cannot_carry_a_pool_in_the_same_server(mapper: DeviceMapper, files: PoolFiles) -> None:
+    await _pool_over_linear(mapper, files)
+    with pytest.raises(InvalidArgument, match="t: a device of its targets cannot carry another"):
+        await mapper.create("q", "0 2048 thin-pool /dev/mapper/t /dev/mapper/data 128 0")
+
+
+async def test_a_linear_target_past_the_end_of_its_device_is_refused(mapper: DeviceMapper, files: PoolFiles) -> None:
+    with pytest.raises(InvalidArgument, match="too small for target: start=8, len=8192, dev_size=8192"):
+        await mapper.create("l", f"0 8192 linear {files.metadata} 8")
+
+
+async def test_a_thin_of_the_same_pool_may_be_the_external_origin(mapper: DeviceMapper, files: PoolFiles) -> None:
+    await _pool_over_linear(mapper, files)
+    origin = await mapper.open("t")
+    await origin.write(0, b"of the origin")
+    await mapper.message("p", "create_thin 1")
+    await mapper.create("u", "0 2048 thin /dev/mapper/p 1 /dev/mapper/t")
+    device = await mapper.open("u")
+    assert await device.read(0, 13) == b"of the origin"
+    await device.write(0, b"my")
+    assert await device.read(0, 13) == b"my the origin"
+    assert await origin.read(0, 13) == b"of the origin"
+    with pytest.raises(Busy):
+        await mapper.remove("t")
+    await device.aclose()
+    await origin.aclose()
