@@ -126,6 +126,23 @@ def _rebalance_triple(
     else:
         nr_right, remainder = divmod(total, 3)
         nr_left = nr_right + (1 if remainder else 0)
-        redistribute((left, center, right), nr_left, total - nr_left - nr_right)
+        _into_thirds(left, center, right, nr_left, nr_right)
         parent.keys[i + 1] = center.keys[0]
         parent.keys[i + 2] = right.keys[0]
+
+
+def _into_thirds(left: BtreeNode, center: BtreeNode, right: BtreeNode, nr_left: int, nr_right: int) -> None:
+    """The poorer side is served first; only the stale entries that stay behind tell the order (seen)."""
+    nr_center = left.nr_entries + center.nr_entries + right.nr_entries - nr_left - nr_right
+    if left.nr_entries < right.nr_entries:
+        if left.nr_entries + center.nr_entries < nr_left:
+            redistribute((left, center, right), nr_left, 0)
+        else:
+            redistribute((left, center), nr_left)
+        redistribute((center, right), nr_center)
+    else:
+        if right.nr_entries + center.nr_entries < nr_right:
+            redistribute((left, center, right), nr_left + nr_center, 0)
+        else:
+            redistribute((center, right), center.nr_entries + right.nr_entries - nr_right)
+        redistribute((left, center), nr_left)
