@@ -37,7 +37,7 @@ class Loops:
     def detach_all(self) -> None:
         for device in self.attached:
             if (loop.backing_path(device) or "").startswith(f"{self._directory}/"):
-                loop.detach(device, force=True)
+                loop.abandon(device)
 
 
 @pytest.fixture

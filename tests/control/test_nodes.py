@@ -47,7 +47,7 @@ def mount_dir(tmp_path: Path) -> Iterator[Path]:
     yield directory
     left = loop.attached_under(str(directory))
     for device in left:
-        loop.detach(device, force=True)
+        loop.abandon(device)
     assert not left
 
 
@@ -192,3 +192,33 @@ async def test_detaching_twice_is_no_error(mount_dir: Path) -> None:
         loop.detach(device)
     loop.detach(device)
     loop.detach(device)
+
+
+async def test_a_loop_device_in_use_goes_with_its_last_user_when_the_removal_is_deferred(
+    nodes: Nodes, mapper_dir: Path
+) -> None:
+    device = FakeDevice("a")
+    await nodes.activated(device)
+    attached = loop_of(nodes, "a")
+    with held(attached.path):
+        with pytest.raises(Busy):
+            await nodes.before_remove(device, deferred=True)
+        assert device.handles == 1
+    assert loop.backing_path(attached) is None
+    device.closed()  # its release
+    await nodes.before_remove(device)
+    assert device.handles == 0
+    assert os.listdir(mapper_dir) == []
+
+
+async def test_a_loop_device_that_somebody_else_detached_is_not_touched_again(
+    nodes: Nodes, mount_dir: Path, mapper_dir: Path
+) -> None:
+    device = FakeDevice("a")
+    await nodes.activated(device)
+    loop.detach(loop_of(nodes, "a"))
+    other = loop.attach(str(mount_dir / "b"), read_only=False)
+    assert other == loop_of(nodes, "a")
+    await nodes.before_remove(device)
+    assert loop.backing_path(other) is not None
+    loop.detach(other)

@@ -40,12 +40,11 @@ class FrontEnds:
         if self._nodes is not None:
             await self._nodes.resized(device)
 
-    async def before_remove(self, device: MappedDevice) -> None:
-        """Before the open count is looked at: closes that the kernel has yet to deliver are delivered."""
+    async def before_remove(self, device: MappedDevice, *, deferred: bool) -> None:
         if self._nodes is not None:
-            await self._nodes.before_remove(device)
+            await self._nodes.before_remove(device, deferred=deferred)
         if self.mount is not None:
-            await self.mount.settle()
+            await self.mount.device_gone(device.name)
 
     async def renamed(self, device: MappedDevice, old_name: str) -> None:
         if self.mount is not None:
@@ -54,6 +53,9 @@ class FrontEnds:
             await self._nodes.renamed(device, old_name)
 
     async def before_suspend(self, device: MappedDevice) -> None:
+        """What a file system or a page cache above still holds belongs to the time before the suspend."""
+        if self._nodes is not None:
+            await self._nodes.before_suspend(device)
         if self.mount is not None:
             await self.mount.flush_dirty(device)
 

@@ -13,12 +13,13 @@ import stat
 import struct
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Final
 
 CONTROL: Final = "/dev/loop-control"
 LOOP_MAJOR: Final = 7
 
+_BLKFLSBUF: Final = 0x1261
 _LOOP_CLR_FD: Final = 0x4C01
 _LOOP_SET_STATUS64: Final = 0x4C04
 _LOOP_GET_STATUS64: Final = 0x4C05
@@ -47,6 +48,7 @@ class InUse(Exception):
 @dataclass(frozen=True, slots=True)
 class LoopDevice:
     number: int
+    file: tuple[int, int] | None = field(default=None, compare=False)  # device and inode of what we attached
 
     @property
     def path(self) -> str:
@@ -83,12 +85,20 @@ def attach(path: str, *, read_only: bool) -> LoopDevice:
             try:
                 with _opened(f"/dev/loop{number}", mode) as loop:
                     fcntl.ioctl(loop, _LOOP_CONFIGURE, _CONFIG.pack(file, 0, info, *([0] * 8)))
+                    status = _status(loop)
+                    return LoopDevice(number, None if status is None else (status[0], status[1]))
             except OSError as error:
                 if error.errno in (errno.EBUSY, errno.ENXIO):  # another process was faster: ask again
                     continue
                 raise
-            return LoopDevice(number)
     raise OSError(errno.EBUSY, f"no free loop device in {_ATTEMPTS} attempts")
+
+
+def is_same(device: LoopDevice) -> bool:
+    """Is still attached what `attach` did? Its last user or `losetup -d` may have detached it, and others use it anew."""
+    with _opened(device.path, os.O_RDONLY) as loop:
+        status = _status(loop)
+    return status is not None and (status[0], status[1]) == device.file
 
 
 def resize(device: LoopDevice) -> None:
@@ -117,22 +127,37 @@ def mounted(device: LoopDevice) -> bool:
         raise
 
 
-def detach(device: LoopDevice, *, force: bool = False) -> None:
-    """Raises InUse while it is mounted or open; forced, it goes with its last user then."""
-    if not force and mounted(device):
+def detach(device: LoopDevice, *, deferred: bool = False) -> None:
+    """Raises InUse while it is mounted or open, and leaves it as it was; if `deferred`, it then goes with its last
+    user."""
+    if not deferred and mounted(device):
         raise InUse(f"{device.path} is mounted")
     with _opened(device.path, os.O_RDONLY) as loop:
-        if not force and _status(loop) is None:
+        if _status(loop) is None:
             return
         # With other openers this only marks it to be cleared at the last close. (Newer kernels do the same for
         # a single one, us, but then answer ENXIO from here on.)
         fcntl.ioctl(loop, _LOOP_CLR_FD)
-        if force or (status := _status(loop)) is None:
+        status = _status(loop)
+        if status is None:
             return
-        fields = list(status)
-        fields[_FLAGS] = fields[_FLAGS] & ~_AUTOCLEAR
-        fcntl.ioctl(loop, _LOOP_SET_STATUS64, _INFO.pack(*fields))
+        if not deferred:
+            fields = list(status)
+            fields[_FLAGS] &= ~_AUTOCLEAR
+            fcntl.ioctl(loop, _LOOP_SET_STATUS64, _INFO.pack(*fields))
     raise InUse(f"{device.path} is open")
+
+
+def abandon(device: LoopDevice) -> None:
+    """Detach without asking the file, whose server may be dead; in use, it goes with its last user."""
+    with _opened(device.path, os.O_RDONLY) as loop:
+        fcntl.ioctl(loop, _LOOP_CLR_FD)
+
+
+def sync(device: LoopDevice) -> None:
+    """What was written to it, and to a file system mounted on it anywhere, reaches the file."""
+    with _opened(device.path, os.O_RDONLY) as loop:
+        fcntl.ioctl(loop, _BLKFLSBUF)
 
 
 def backing_path(device: LoopDevice) -> str | None:

@@ -111,24 +111,42 @@ class Nodes:
                 log.warning("%s: %s keeps its size: %s", device.name, attached.path, error)
 
     async def before_suspend(self, device: NamedDevice) -> None:
-        """Nothing: the loop driver uses direct I/O, so nothing dirty waits in it."""
+        """Sync what stands on the loop device, as device-mapper's own suspend does (there by a freeze)."""
+        attached = self._loops.get(device.name)
+        if attached is not None:
+            try:
+                await _in_thread(loop.sync, attached)
+            except OSError as error:
+                log.warning("%s: %s cannot be synced: %s", device.name, attached.path, error)
 
-    async def before_remove(self, device: NamedDevice) -> None:
-        """Raises Busy while the loop device is in use; else neither it nor the link is there afterwards."""
+    async def before_remove(self, device: NamedDevice, *, deferred: bool = False) -> None:
+        """Raises Busy while the loop device is in use; else neither it nor the link is there afterwards.
+
+        If `deferred`, a loop device in use is marked to go with its last user, and is an open of the device till
+        then: its release is what brings the removal about.
+        """
         attached = self._loops.get(device.name)
         if attached is None:
             return
-        device.opened()  # counted again, because its release will be
         try:
-            await _in_thread(loop.detach, attached)
-        except InUse as error:
-            device.closed()
-            raise Busy(f"{device.name}: {error}") from None
+            if await _in_thread(loop.is_same, attached):
+                device.opened()  # counted again, because its release will be
+                await self._detach(device, attached, deferred=deferred)
         except OSError as error:
-            device.closed()
             raise Busy(f"{device.name}: {attached.path} cannot be detached: {error.strerror}") from None
         del self._loops[device.name], self._devices[device.name]
         await _in_thread(self._unlink, device.name, attached)
+
+    async def _detach(self, device: NamedDevice, attached: LoopDevice, *, deferred: bool) -> None:
+        try:
+            await _in_thread(functools.partial(loop.detach, attached, deferred=deferred))
+        except InUse as error:
+            if not deferred:
+                device.closed()
+            raise Busy(f"{device.name}: {error}") from None
+        except OSError:
+            device.closed()
+            raise
 
     async def renamed(self, device: NamedDevice, old_name: str) -> None:
         attached = self._loops.pop(old_name, None)
@@ -144,8 +162,9 @@ class Nodes:
             with suppress(OSError, InUse):
                 if await _in_thread(loop.mounted, attached):
                     log.warning("%s: %s is mounted; its I/O fails from now on", name, attached.path)
-                self._devices[name].opened()
-                await _in_thread(functools.partial(loop.detach, attached, force=True))
+                if await _in_thread(loop.is_same, attached):
+                    self._devices[name].opened()
+                    await _in_thread(functools.partial(loop.detach, attached, deferred=True))
             await _in_thread(self._unlink, name, attached)
         self._loops.clear()
         self._devices.clear()
@@ -167,7 +186,7 @@ class Nodes:
         for device in stale.values():
             try:
                 mounted = loop.mounted(device)
-                loop.detach(device, force=True)
+                loop.abandon(device)
             except OSError as error:
                 log.warning("%s: left by a server that ended badly, cannot be detached: %s", device.path, error)
                 continue
