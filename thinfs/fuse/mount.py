@@ -16,7 +16,8 @@ import trio
 from thinfs.errors import Busy, PermissionRefused
 from thinfs.fuse import mountpoint
 from thinfs.fuse.binding import connect, nr_sessions, pyfuse3, session_fd, verify
-from thinfs.fuse.operations import Image, ImageOperations, ImageSource
+from thinfs.fuse.image import Image, ImageSource
+from thinfs.fuse.operations import ImageOperations
 from thinfs.libc import set_io_flusher, write_dirty_pages
 
 log = logging.getLogger(__name__)
@@ -133,17 +134,21 @@ async def _serve(
 ) -> None:
     ended = trio.Event()
     serving = trio.CancelScope(shield=True)  # requests are answered until the very end
+    nurseries: list[trio.Nursery] = []  # of answer_requests: the session exists before it runs
 
     async def answer_requests() -> None:
         try:
             with serving:
-                await pyfuse3.main(max_tasks=_MAX_TASKS)
+                async with trio.open_nursery() as requests:
+                    nurseries.append(requests)
+                    await pyfuse3.main(max_tasks=_MAX_TASKS)
+                    requests.cancel_scope.cancel()
         finally:
             ended.set()
 
+    connect(operations, lambda *task: nurseries[0].start_soon(*task))
+    mount = Mount(directory, operations, _open_session(operations, directory, allow_other))
     async with trio.open_nursery() as nursery:
-        connect(operations, nursery.start_soon)
-        mount = Mount(directory, operations, _open_session(operations, directory, allow_other))
         try:
             nursery.start_soon(answer_requests)
             await mount._make_ready()
@@ -154,11 +159,9 @@ async def _serve(
                 if not ended.is_set():
                     await mount._end()
                 serving.cancel()
-                await ended.wait()
+                await ended.wait()  # no request is left that could be answered to a session that is closed
             mount._over = True
             pyfuse3.close(unmount=True)
-        # Requests of the extension that still wait have lost their client.
-        nursery.cancel_scope.cancel()
 
 
 def _open_session(operations: ImageOperations, directory: str, allow_other: bool) -> int:

@@ -14,9 +14,9 @@ import logging
 import os
 import stat
 import time
-from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass
-from typing import Any, Final, NoReturn, ParamSpec, Protocol, TypeVar, runtime_checkable
+from typing import Any, Final, NoReturn, ParamSpec, TypeVar
 
 from thinfs.errors import (
     InvalidArgument,
@@ -26,8 +26,10 @@ from thinfs.errors import (
     PermissionRefused,
     ThinfsError,
 )
+from thinfs.fuse import allocation
 from thinfs.fuse.binding import pyfuse3
-from thinfs.libc import FALLOC_FL_KEEP_SIZE, FALLOC_FL_PUNCH_HOLE, FALLOC_FL_ZERO_RANGE
+from thinfs.fuse.image import Image, ImageSource
+from thinfs.libc import FALLOC_FL_KEEP_SIZE
 from thinfs.units import DATA_BLOCK_MIN_SECTORS, SECTOR_BYTES, sectors_to_bytes
 
 log = logging.getLogger(__name__)
@@ -35,74 +37,6 @@ log = logging.getLogger(__name__)
 # The loop driver offers discard only where statfs works and takes f_bsize for its granularity; statfs knows no
 # file, so it is the smallest data block a pool can have.
 STATFS_BLOCK_BYTES: Final = sectors_to_bytes(DATA_BLOCK_MIN_SECTORS)
-
-
-class Image(Protocol):
-    """One mapped device; the object is the same as long as the device exists.
-
-    Offsets and lengths are bytes, any alignment, inside the size. Usually nothing suspends: mapped I/O runs
-    inline. A refusal is a ThinfsError.
-    """
-
-    @property
-    def name(self) -> str: ...
-
-    @property
-    def inode(self) -> int:
-        """2 or more, never reused in the life of the server."""
-
-    @property
-    def read_only(self) -> bool: ...
-
-    @property
-    def size_bytes(self) -> int: ...
-
-    @property
-    def allocated_bytes(self) -> int:
-        """What the device maps now (st_blocks)."""
-
-    @property
-    def block_bytes(self) -> int:
-        """The pool's data block (st_blksize)."""
-
-    def opened(self) -> None: ...
-
-    def closed(self) -> None: ...
-
-    async def read(self, offset: int, length: int) -> bytes: ...
-
-    async def write(self, offset: int, data: bytes) -> None: ...
-
-    async def discard(self, offset: int, length: int) -> None:
-        """As dm-thin: rounded inwards to whole blocks, and what is read afterwards is the origin's or zeros."""
-
-    async def zero(self, offset: int, length: int) -> None:
-        """The range reads as zeros."""
-
-    async def flush(self) -> None:
-        """All acknowledged before is durable, mappings included."""
-
-    def next_data(self, offset: int) -> int | None:
-        """The first offset from `offset` on that may read as other than zeros; None if there is none."""
-
-    def next_hole(self, offset: int) -> int:
-        """The first offset from `offset` on that is not data; the size if there is none."""
-
-
-@runtime_checkable
-class Provisioning(Protocol):
-    """What an Image may have besides: fallocate mode 0 works on those that do. dm-thin itself has no such bio."""
-
-    async def provision(self, offset: int, length: int) -> None:
-        """Every block of the range is mapped and the contents are unchanged."""
-
-
-class ImageSource(Protocol):
-    """The mapped devices that are files now: those with a live table."""
-
-    def names(self) -> Sequence[str]: ...
-
-    def lookup(self, name: str) -> Image | None: ...
 
 
 @dataclass(slots=True)
@@ -369,7 +303,7 @@ class ImageOperations(pyfuse3.Operations):
         """A range that would need a larger file is EFBIG; with KEEP_SIZE it is cut off at the end."""
         node = self._node(inode)
         image = node.image
-        operation = _FALLOCATE.get(mode)
+        operation = allocation.OPERATIONS.get(mode)
         if operation is None:
             raise NotSupported(f"{image.name}: fallocate mode {mode:#x}")
         if image.read_only:
@@ -383,37 +317,3 @@ class ImageOperations(pyfuse3.Operations):
         if length > 0:
             await operation(image, offset, length)
             node.mtime_ns = time.time_ns()
-
-
-async def _punch(image: Image, offset: int, length: int) -> None:
-    """Discard whole blocks, then zero what still has data: the partial blocks at the edges, and the whole
-    range where an external origin shows through or the pool's mode made the discard a no-op. This is the one
-    place for that. It must read as zeros, not just be forgotten: the loop driver sends REQ_OP_WRITE_ZEROES as
-    PUNCH_HOLE too. Holes are left alone, so nothing is provisioned at an edge that was not mapped."""
-    await image.discard(offset, length)
-    end = offset + length
-    while offset < end:
-        data = image.next_data(offset)
-        if data is None or data >= end:
-            return
-        offset = min(image.next_hole(data), end)
-        await image.zero(data, offset - data)
-
-
-async def _zero(image: Image, offset: int, length: int) -> None:
-    await image.zero(offset, length)
-
-
-async def _provision(image: Image, offset: int, length: int) -> None:
-    if not isinstance(image, Provisioning):
-        raise NotSupported(f"{image.name}: fallocate mode 0: it cannot provision without writing")
-    await image.provision(offset, length)
-
-
-_FALLOCATE: Final[dict[int, Callable[[Image, int, int], Awaitable[None]]]] = {
-    0: _provision,
-    FALLOC_FL_KEEP_SIZE: _provision,
-    FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE: _punch,
-    FALLOC_FL_ZERO_RANGE: _zero,
-    FALLOC_FL_ZERO_RANGE | FALLOC_FL_KEEP_SIZE: _zero,
-}
