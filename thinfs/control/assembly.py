@@ -22,6 +22,8 @@ from thinfs.userspace.mapped_device import MappedDevice
 
 log = logging.getLogger(__name__)
 
+_DETACH_SECONDS = 10  # then they fail with the mount, and the next server cleans up
+
 
 class FrontEnds:
     """The DeviceListener: tells the mount and the loop devices what happens to a device, in the right order."""
@@ -79,7 +81,7 @@ async def userspace(directory: str) -> AsyncIterator[Served]:
                 yield Served(mapper, holder, front_ends.mount.settle)
             finally:
                 if block_devices is not None:
-                    with trio.CancelScope(shield=True):
+                    with trio.move_on_after(_DETACH_SECONDS, shield=True):
                         await block_devices.detach_all()
                 nursery.cancel_scope.cancel()  # unmounts: what mappings had dirtied still finds the devices
     finally:

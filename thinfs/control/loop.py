@@ -95,7 +95,7 @@ def attach(path: str, *, read_only: bool) -> LoopDevice:
 
 
 def is_same(device: LoopDevice) -> bool:
-    """Is still attached what `attach` did? Its last user or `losetup -d` may have detached it, and others use it anew."""
+    """Is still attached what `attach` did? Its last user or `losetup -d` may have detached it, others use it anew."""
     with _opened(device.path, os.O_RDONLY) as loop:
         status = _status(loop)
     return status is not None and (status[0], status[1]) == device.file

@@ -31,7 +31,7 @@ def _threads() -> trio.CapacityLimiter:
     try:
         return _LIMITER.get()
     except LookupError:
-        limiter = trio.CapacityLimiter(8)
+        limiter = trio.CapacityLimiter(64)
         _LIMITER.set(limiter)
         return limiter
 
@@ -115,7 +115,7 @@ class Nodes:
         attached = self._loops.get(device.name)
         if attached is not None:
             try:
-                await _in_thread(loop.sync, attached)
+                await _in_thread(loop.sync, attached, abandon_on_cancel=True)  # it may wait for space
             except OSError as error:
                 log.warning("%s: %s cannot be synced: %s", device.name, attached.path, error)
 
@@ -157,14 +157,18 @@ class Nodes:
             await _in_thread(self._link, device.name, attached)
 
     async def detach_all(self) -> None:
-        """At the end of the server: what is still in use goes with its last user."""
+        """At the end of the server: what is still in use goes with its last user. May be cancelled, for writes that
+        wait for space keep a loop device from being let go."""
         for name, attached in list(self._loops.items()):
-            with suppress(OSError, InUse):
-                if await _in_thread(loop.mounted, attached):
+            with suppress(OSError):
+                if await _in_thread(loop.mounted, attached, abandon_on_cancel=True):
                     log.warning("%s: %s is mounted; its I/O fails from now on", name, attached.path)
-                if await _in_thread(loop.is_same, attached):
+                if await _in_thread(loop.is_same, attached, abandon_on_cancel=True):
                     self._devices[name].opened()
-                    await _in_thread(functools.partial(loop.detach, attached, deferred=True))
+                    with suppress(InUse):
+                        await _in_thread(
+                            functools.partial(loop.detach, attached, deferred=True), abandon_on_cancel=True
+                        )
             await _in_thread(self._unlink, name, attached)
         self._loops.clear()
         self._devices.clear()
@@ -217,5 +221,7 @@ class Nodes:
                 os.unlink(path)
 
 
-async def _in_thread(function: Callable[..., T], *arguments: object) -> T:
-    return await trio.to_thread.run_sync(lambda: function(*arguments), limiter=_threads())
+async def _in_thread(function: Callable[..., T], *arguments: object, abandon_on_cancel: bool = False) -> T:
+    return await trio.to_thread.run_sync(
+        lambda: function(*arguments), limiter=_threads(), abandon_on_cancel=abandon_on_cancel
+    )
