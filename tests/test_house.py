@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from thinfs.cli.main import COMMANDS
+
 TOP = Path(__file__).resolve().parents[1]
 README = (TOP / "README.md").read_text()
 
@@ -53,6 +55,10 @@ def test_every_dependency_has_its_reason_in_the_readme() -> None:
         names |= set(packages.split())
     rows = "\n".join(line for line in README.splitlines() if line.startswith("|"))
     assert [name for name in sorted(names) if not re.search(rf"(?<![\w-]){re.escape(name)}(?![\w-])", rows)] == []
+
+
+def test_the_commands_of_the_readme_s_table_are_those_there_are() -> None:
+    assert set(re.findall(r"^\| `thinfs (\w+)", README, re.MULTILINE)) == set(COMMANDS)
 
 
 def test_ci_runs_every_test_through_make() -> None:
