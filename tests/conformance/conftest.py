@@ -1,0 +1,137 @@
+"""The `bench` fixture, once for each backend, and what a backend cannot run.
+
+THINFS_CONFORMANCE_BACKENDS (words of capabilities.BACKENDS) chooses; without it all but the machine's own
+kernel, which runs in a guest (test_local_kernel).
+"""
+
+import inspect
+import os
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import AbstractAsyncContextManager
+from typing import Any, Final
+
+import pytest
+import trio
+import trio.testing
+
+from kernel_backend.runner import Guest
+from kernel_backend.uml import KERNEL_6_1, KERNEL_6_12, GuestKernel
+
+from .bench import Bench, Machine, PoolOnBench
+from .capabilities import BACKENDS, LACKS
+from .kernel_machines import booted, guest_machine, local_machine
+from .userspace_machines import ServerProcess, server_machine, server_process, userspace_machine
+
+CHOICE: Final = "THINFS_CONFORMANCE_BACKENDS"
+_HERE: Final = os.path.dirname(os.path.abspath(__file__))
+
+
+def chosen() -> list[str]:
+    words = os.environ.get(CHOICE, "").split() or [name for name in BACKENDS if name != "kernel"]
+    unknown = set(words) - set(BACKENDS)
+    if unknown:
+        raise pytest.UsageError(f"{CHOICE}: no backend {', '.join(sorted(unknown))}; there are {', '.join(BACKENDS)}")
+    return words
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "needs(name): a capability that a backend may lack (capabilities.LACKS)")
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if "backend_name" in metafunc.fixturenames:
+        metafunc.parametrize("backend_name", chosen(), scope="session")
+
+
+def _virtual_time(function: Callable[..., Awaitable[Any]], *, clock: Any = None, **rest: Any) -> Any:
+    return trio.run(function, clock=clock or trio.testing.MockClock(), **rest)
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    kept, lacking = [], []
+    for item in items:
+        call = getattr(item, "callspec", None)
+        name = call.params.get("backend_name") if call is not None else None
+        if name is not None and str(item.path).startswith(_HERE) and isinstance(item, pytest.Function):
+            if inspect.iscoroutinefunction(item.function):
+                run = _virtual_time if name == "userspace" else trio.run
+                item.add_marker(pytest.mark.trio(run=run), append=False)
+            needed = [word for mark in item.iter_markers("needs") for word in mark.args]
+            reasons = [LACKS[name][word] for word in needed if word in LACKS[name]]
+            if reasons:
+                lacking.append((item, reasons))
+                continue
+        kept.append(item)
+    if lacking:
+        config.hook.pytest_deselected(items=[item for item, _ in lacking])
+        config.stash[_LACKING] = [f"{item.nodeid}: {'; '.join(reasons)}" for item, reasons in lacking]
+        items[:] = kept
+
+
+_LACKING: Final = pytest.StashKey[list[str]]()
+
+
+def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
+    lines = config.stash.get(_LACKING, [])
+    if lines:
+        terminalreporter.section("not run: the backend lacks what the test needs")
+        for line in lines:
+            terminalreporter.write_line(line)
+
+
+def _guest(kernel: GuestKernel) -> Iterator[Guest]:
+    if kernel.missing is not None:
+        pytest.fail(kernel.missing)
+    with booted(kernel) as guest:
+        yield guest
+
+
+@pytest.fixture(scope="session")
+def suite_guest_6_1() -> Iterator[Guest]:
+    yield from _guest(KERNEL_6_1)
+
+
+@pytest.fixture(scope="session")
+def suite_guest_6_12() -> Iterator[Guest]:
+    yield from _guest(KERNEL_6_12)
+
+
+@pytest.fixture(scope="session")
+def suite_server() -> Iterator[ServerProcess]:
+    with server_process() as server:
+        yield server
+
+
+@pytest.fixture
+def machine_maker(
+    backend_name: str, request: pytest.FixtureRequest
+) -> Callable[[], AbstractAsyncContextManager[Machine]]:
+    """Sync, so that what lives for the session is made outside of trio."""
+    match backend_name:
+        case "userspace":
+            return userspace_machine
+        case "server":
+            server = request.getfixturevalue("suite_server")
+            return lambda: server_machine(server)
+        case "kernel":
+            return local_machine
+    guest = request.getfixturevalue("suite_guest_" + backend_name.removeprefix("kernel").replace(".", "_"))
+    return lambda: guest_machine(guest)
+
+
+@pytest.fixture
+async def bench(machine_maker: Callable[[], AbstractAsyncContextManager[Machine]]) -> AsyncIterator[Bench]:
+    """Ends with everything removed and thin_check on all metadata that was in use, whatever the test did."""
+    async with machine_maker() as machine:
+        made = Bench(machine)
+        try:
+            yield made
+        finally:
+            with trio.CancelScope(shield=True):
+                await made.finish()
+
+
+@pytest.fixture
+async def pool(bench: Bench) -> PoolOnBench:
+    """64 blocks of 64 KiB, no features."""
+    return await bench.pool()

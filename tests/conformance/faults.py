@@ -1,0 +1,75 @@
+"""Backing files that fail on command, for the userspace backend: a marker beside the file says what fails.
+
+Promises: with the marker `PATH.fail-reads` or `PATH.fail-writes` every such operation is EIO, as from the error and
+flakey targets that the kernel's disks get in the same tests. Works across processes: the server's disks as well.
+"""
+
+import contextlib
+import os
+from collections.abc import Iterator
+
+from thinfs.blockdev import BlockDevice, Buffer
+from thinfs.errors import IOFailed
+from thinfs.userspace import devices
+from thinfs.userspace.backing import Backing, BackingDevices
+
+FAIL_READS = ".fail-reads"
+FAIL_WRITES = ".fail-writes"
+
+
+class FaultyDevice:
+    def __init__(self, device: BlockDevice, path: str) -> None:
+        self._device = device
+        self._path = path
+        self.close = device.close
+
+    def _may_fail(self, what: str) -> None:
+        if os.path.exists(self._path + what):
+            raise IOFailed(f"{self._path}: made to fail")
+
+    @property
+    def label(self) -> str:
+        return self._device.label
+
+    @property
+    def size_bytes(self) -> int:
+        return self._device.size_bytes
+
+    @property
+    def supports_discard(self) -> bool:
+        return self._device.supports_discard
+
+    def read(self, offset: int, length: int) -> bytes:
+        self._may_fail(FAIL_READS)
+        return self._device.read(offset, length)
+
+    def write(self, offset: int, data: Buffer) -> None:
+        self._may_fail(FAIL_WRITES)
+        self._device.write(offset, data)
+
+    def flush(self) -> None:
+        self._may_fail(FAIL_WRITES)
+        self._device.flush()
+
+    def discard(self, offset: int, length: int) -> None:
+        self._may_fail(FAIL_WRITES)
+        self._device.discard(offset, length)
+
+
+class FaultyBackingDevices(BackingDevices):
+    def acquire(self, path: str, *, read_only: bool = False) -> Backing:
+        backing = super().acquire(path, read_only=read_only)
+        if not isinstance(backing.device, FaultyDevice):
+            backing.device = FaultyDevice(backing.device, os.path.abspath(path))
+        return backing
+
+
+@contextlib.contextmanager
+def installed() -> Iterator[None]:
+    """Device-mappers opened meanwhile stand on files that can be made to fail."""
+    before = devices.BackingDevices
+    devices.BackingDevices = FaultyBackingDevices  # type: ignore[misc]
+    try:
+        yield
+    finally:
+        devices.BackingDevices = before  # type: ignore[misc]

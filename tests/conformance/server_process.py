@@ -1,0 +1,26 @@
+"""`thinfs serve --foreground` as the suite runs it: files and mount only, disks that can be made to fail.
+
+Never: attaches loop devices or makes links in /dev/mapper, which belong to the whole machine.
+Run as `python -m ….server_process DIRECTORY NO_SPACE_TIMEOUT_SECONDS`; NOTIFY_SOCKET hears READY=1.
+"""
+
+import sys
+
+from thinfs.control import nodes
+from thinfs.control.assembly import userspace
+from thinfs.control.daemon import log_to_stderr, serve_until_end
+from thinfs.userspace import pools
+
+from . import faults
+
+
+def main(directory: str, no_space_timeout: str) -> None:
+    log_to_stderr()
+    nodes.available = lambda *_: "the suite uses the files"  # type: ignore[assignment]
+    pools.NO_SPACE_TIMEOUT_SECONDS = float(no_space_timeout)  # type: ignore[misc]
+    with faults.installed():
+        serve_until_end(directory, userspace, lambda: None)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
