@@ -13,12 +13,13 @@ from thinfs.errors import ThinfsError
 
 class Op(Enum):
     WRITE = auto()
+    PROVISION = auto()  # map the block, contents unchanged: a write of nothing, zeroed whatever the pool skips
     DISCARD = auto()
     FLUSH = auto()
 
 
 class Bio:
-    """A write, discard or flush; reads never wait for the worker and need no bio. Bytes throughout."""
+    """A write, provision, discard or flush; reads never wait for the worker and need no bio. Bytes throughout."""
 
     __slots__ = ("data", "done", "error", "length", "offset", "on_done", "op")
 

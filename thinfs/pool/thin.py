@@ -123,6 +123,18 @@ class Thin:
             done, start, thin_block = done + size, 0, thin_block + 1
         return bios
 
+    def provision(self, offset: int, length: int) -> list[Bio]:
+        """Bios that map every block of the range and own it alone; contents stay as they read."""
+        if self.pool.mode is PoolMode.FAIL:
+            raise IOFailed(f"thin {self.dev_id}: provision at byte {offset}: the pool is in fail mode")
+        block_bytes = self._block_bytes
+        bios = []
+        for thin_block in range(offset // block_bytes, -(-(offset + length) // block_bytes)):
+            found = self.internal.find_block(thin_block)
+            if found is None or found[1]:
+                bios.append(Bio(Op.PROVISION, thin_block * block_bytes))
+        return bios
+
     def next_data(self, offset: int, end: int) -> int | None:
         """First byte at or after `offset` that is mapped (or shows an origin), or None before `end`."""
         if offset >= end:

@@ -241,7 +241,7 @@ class Worker:
                 return
             if found is None:
                 yield from self._provision(thin, thin_block, bio)
-            elif found[1] and bio.op is Op.WRITE:
+            elif found[1] and bio.op is not Op.FLUSH:
                 yield from self._break_sharing(thin, thin_block, found[0], bio)
             elif bio.op is Op.FLUSH:
                 self._issue_flush(thin, bio)
@@ -302,7 +302,7 @@ class Worker:
                 self._start_overwrite(mapping)
             else:
                 self._start(mapping, thin.block_bytes, lambda: self._copy_from_origin(thin, thin_block, mapping))
-        elif not pool.zero_new_blocks:
+        elif not pool.zero_new_blocks and bio.op is not Op.PROVISION:
             mapping.overwrite = False
             self._process_mapped(mapping)
         elif overwrite:

@@ -7,7 +7,7 @@ of thinfs.fuse. Mirrors dm's mapped_device. Source: behaviour reference, 6.5.
 
 import bisect
 import logging
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 
 import trio
 
@@ -241,13 +241,23 @@ class MappedDevice:
                 self._leave()
 
     async def discard(self, offset: int, length: int) -> None:
-        await self._by_target("discard", offset, length)
+        await self._by_target("discard", lambda target: target.discard, offset, length)
 
     async def zero(self, offset: int, length: int) -> None:
         """The range reads as zeros; whole blocks of a thin are unmapped."""
-        await self._by_target("zero", offset, length)
+        await self._by_target("zero", lambda target: target.zero, offset, length)
 
-    async def _by_target(self, operation: str, offset: int, length: int) -> None:
+    async def provision(self, offset: int, length: int) -> None:
+        """Later writes to the range need no space; contents stay."""
+        await self._by_target("provision", lambda target: target.provision, offset, length)
+
+    async def _by_target(
+        self,
+        operation: str,
+        method: Callable[[Target], Callable[[int, int], Awaitable[None]]],
+        offset: int,
+        length: int,
+    ) -> None:
         while True:
             table = await self._pass_gate()
             if offset + length > table.size_bytes:
@@ -259,7 +269,7 @@ class MappedDevice:
             self._in_flight += 1
             try:
                 for target, start, size, _ in table.pieces(offset, length):
-                    await (target.discard if operation == "discard" else target.zero)(start, size)
+                    await method(target)(start, size)
                 return
             except Requeued:
                 continue

@@ -88,6 +88,9 @@ class Target(Protocol):
     async def zero(self, offset: int, length: int) -> None:
         """The range reads as zeros; may unmap."""
 
+    async def provision(self, offset: int, length: int) -> None:
+        """Later writes to the range need no space; contents stay."""
+
 
 class _Plain:
     """The answers that most targets share: no state to suspend, all of it data, no messages."""
@@ -146,6 +149,9 @@ class _Plain:
 
     def next_hole(self, offset: int, end: int) -> int:
         return end
+
+    async def provision(self, offset: int, length: int) -> None:
+        return
 
     async def zero(self, offset: int, length: int) -> None:
         for done in range(0, length, DEFAULT_BLOCK_BYTES):
@@ -360,6 +366,11 @@ class ThinTarget(_Plain):
 
     def next_hole(self, offset: int, end: int) -> int:
         return self.thin.next_hole(offset, end)
+
+    async def provision(self, offset: int, length: int) -> None:
+        bios = self.thin.provision(offset, length)
+        if bios:
+            await self._worker.submit(self.thin, bios)
 
     async def zero(self, offset: int, length: int) -> None:
         """Unmap whole blocks where that reads as zeros, write zeros where something is mapped or shown."""
