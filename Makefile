@@ -2,6 +2,9 @@
 .PHONY: setup demo test lint clean
 .NOTPARALLEL:
 
+# Debian keeps mke2fs, debugfs and thin_check where an ordinary user's PATH does not lead.
+export PATH := $(PATH):/usr/sbin:/sbin
+
 setup:
 	@scripts/setup test
 
