@@ -9,6 +9,7 @@ what may wait (an event, a device that is suspended or out of space).
 import contextlib
 import mmap
 import os
+import shutil
 import socket
 import subprocess
 import time
@@ -18,6 +19,7 @@ from typing import Any, Final, Self
 from kernel_backend import channel, uml
 from kernel_backend.calls import DeviceMapperCalls
 from kernel_backend.channel import Channel, GuestFailed, Pending
+from thinfs.errors import ThinfsError
 
 MIB: Final = 1 << 20
 DEFAULT_IMAGES: Final = (16 * MIB, 1024 * MIB, 64 * MIB, 1024 * MIB)
@@ -118,7 +120,10 @@ class Guest(DeviceMapperCalls):
             self._channel.wait_until_up(boot_timeout)
             super().__init__(_ChannelTransport(self._channel, own_thread=False, timeout=call_timeout))
             self.threaded = DeviceMapperCalls(_ChannelTransport(self._channel, own_thread=True, timeout=None))
-            self.release = str(self._call("set_up", kernel.module_root))
+            try:
+                self.release = str(self._call("set_up", kernel.module_root))
+            except ThinfsError as error:
+                raise GuestFailed(f"{error}\n{self.describe()}") from None
             self._process.finish_boot()
             self._stack = stack.pop_all()
         self.boot_seconds = time.monotonic() - begin
@@ -209,7 +214,7 @@ def _close_memory(memory: mmap.mmap) -> None:
 
 
 def _host_tool(*command: str) -> subprocess.CompletedProcess[str]:
-    path = f"/usr/sbin:/sbin:{os.environ.get('PATH', '/usr/bin:/bin')}"
-    return subprocess.run(
-        command, capture_output=True, text=True, stdin=subprocess.DEVNULL, env={**os.environ, "PATH": path}
-    )
+    program = shutil.which(command[0], path=f"/usr/sbin:/sbin:{os.environ.get('PATH', '/usr/bin:/bin')}")
+    if program is None:
+        raise FileNotFoundError(f"{command[0]}: not installed, apt-get install thin-provisioning-tools")
+    return subprocess.run([program, *command[1:]], capture_output=True, text=True, stdin=subprocess.DEVNULL)

@@ -1,5 +1,6 @@
 """Run inside a guest by test_local.py, where dm-thin is the local kernel's: the local backend, through trio."""
 
+import contextlib
 import os
 import sys
 
@@ -7,9 +8,14 @@ import trio
 
 from kernel_backend.backend import KernelBackend
 from kernel_backend.local import LocalDeviceMapper
-from thinfs.errors import Busy, NoSuchThin
+from thinfs.errors import Busy, NoSuchDevice, NoSuchThin
 
 BLOCK = 64 * 1024
+
+
+async def wait_until_it_goes(backend: KernelBackend, name: str, event_nr: int) -> None:
+    with contextlib.suppress(NoSuchDevice):  # gone before the thread came to wait
+        await backend.wait(name, event_nr)
 
 
 async def main(metadata: str, data: str) -> None:
@@ -26,7 +32,7 @@ async def main(metadata: str, data: str) -> None:
     print(sorted(os.listdir("/dev/mapper")))
     await backend.rename("a b", "t")
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(backend.wait, "p", (await backend.info("p")).event_nr)
+        nursery.start_soon(wait_until_it_goes, backend, "p", (await backend.info("p")).event_nr)
         device = await backend.open("t")
         await device.write(0, b"x" * BLOCK)
         assert await device.read(0, BLOCK) == b"x" * BLOCK

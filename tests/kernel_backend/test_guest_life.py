@@ -1,5 +1,6 @@
 """How guests begin and end: whatever ends their runner, nothing of them is left."""
 
+import dataclasses
 import os
 import signal
 import subprocess
@@ -136,8 +137,14 @@ def test_a_killed_guest_fails_its_calls_and_leaves_its_images(kernel: uml.GuestK
 
 
 def test_a_guest_that_does_not_boot_says_so_with_its_console(kernel: uml.GuestKernel) -> None:
-    with pytest.raises(GuestFailed, match=r"boot: (?s:.*)console:"):
-        Guest(kernel, images=IMAGES, memory_mb=20, boot_timeout=10)
+    with pytest.raises(GuestFailed, match=r"boot: (?s:.*)console:\nToo few physical memory"):
+        Guest(kernel, images=IMAGES, memory_mb=4)
+
+
+def test_a_guest_whose_modules_are_not_there_names_the_module(kernel: uml.GuestKernel) -> None:
+    without = dataclasses.replace(kernel, module_root="/nonexistent")
+    with pytest.raises(GuestFailed, match=r"module md/dm-mod of 6\.\S+: No such file"):
+        Guest(without, images=IMAGES)
 
 
 def test_an_image_that_is_not_there_ends_in_an_error_that_names_it(kernel: uml.GuestKernel) -> None:

@@ -6,7 +6,7 @@ import pytest
 
 from kernel_backend.block_io import digest, pattern
 from kernel_backend.runner import MIB, Guest
-from thinfs.errors import Busy, Exists, InvalidArgument, NoSuchDevice, NoSuchThin, ThinfsError
+from thinfs.errors import Busy, Exists, InvalidArgument, NoSuchDevice, NoSuchThin, NotSupported, ThinfsError
 
 BLOCK = 64 * 1024
 FRESH = "0 2097152 thin-pool 0 419/4096 0/16384 - rw no_discard_passdown queue_if_no_space - 1024 "
@@ -201,3 +201,37 @@ def test_reset_removes_a_device_whose_io_waits_for_space(guest: Guest) -> None:
     guest.reset()
     with pytest.raises(ThinfsError):
         second.result()
+
+
+def test_a_live_pool_is_dumped_through_its_metadata_snapshot(guest: Guest) -> None:
+    create_pool(guest)
+    thin = create_thin(guest, "t", 3)
+    guest.write_pattern(thin, 0, BLOCK, 1)
+    guest.message("p", "reserve_metadata_snap")
+    guest.write_pattern(thin, BLOCK, BLOCK, 1)
+    assert '<device dev_id="3" mapped_blocks="1"' in guest.thin_dump(guest.images[0], "-m")
+    guest.message("p", "release_metadata_snap")
+
+
+def test_failing_metadata_makes_the_pool_read_only(guest: Guest) -> None:
+    sectors = guest.images[0].size_bytes // 512
+    below, data = guest.images[0].device, guest.images[1].device
+    guest.create("m", f"0 {sectors} linear {below} 0")
+    guest.create("p", f"0 2097152 thin-pool /dev/mapper/m {data} 128 0")
+    guest.load("m", f"0 {sectors} flakey {below} 0 0 60 1 error_writes")
+    guest.suspend("m", noflush=True)
+    guest.resume("m")
+    guest.message("p", "create_thin 0")  # the commit that fails is the message's, its answer is not
+    assert " ro " in guest.status("p") or guest.status("p").endswith(" Fail")
+    with pytest.raises(NotSupported):
+        guest.message("p", "create_thin 1")
+
+
+def test_a_file_system_is_made_and_mounted_in_the_guest(guest: Guest) -> None:
+    create_pool(guest)
+    guest.close_handle(create_thin(guest, "t", 0))
+    script = "mkfs.ext4 -q /dev/mapper/t && mkdir /run/mnt && mount /dev/mapper/t /run/mnt && "
+    script += "echo hello > /run/mnt/id.txt && umount /run/mnt && mount /dev/mapper/t /run/mnt && "
+    script += "cat /run/mnt/id.txt; umount /run/mnt; rmdir /run/mnt"
+    done = guest.shell(script)
+    assert (done.stdout, done.returncode) == ("hello\n", 0), done.stderr
