@@ -105,7 +105,7 @@ async def test_a_device_is_found_by_uuid_and_by_number(backend: FakeBackend) -> 
     assert await refused(backend, "table", "-u", "U2") == ["Device with uuid U2 not found", "Command failed."]
 
 
-@pytest.mark.parametrize("path", ["/dev/mapper/x", "/run/thinfs/x"])
+@pytest.mark.parametrize("path", ["/dev/mapper/x", "/run/thinfs/x", "run/thinfs/x", "254:0"])
 async def test_a_path_means_the_device_of_that_name(backend: FakeBackend, path: str) -> None:
     await prints(backend, "create", "x", "--table", "0 8 error")
     assert await prints(backend, "status", path) == "0 8 error \n"

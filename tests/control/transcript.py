@@ -52,7 +52,6 @@ class Terminal:
     def __init__(self, files: dict[str | None, str] | None = None) -> None:
         self.text = ""
         self.errors = ""
-        self.seen = 0  # how much of it was flushed before something was waited for
         self._files = files or {}
 
     def out(self, text: str) -> None:
@@ -63,7 +62,7 @@ class Terminal:
         self.errors += text
 
     async def flush(self) -> None:
-        self.seen = len(self.text)
+        return
 
     async def read(self, path: str | None) -> str:
         if path not in self._files:

@@ -48,6 +48,10 @@ class FrontEnds:
         if self.mount is not None:
             await self.mount.device_gone(device.name)
 
+    async def removed(self, device: MappedDevice) -> None:
+        if self.mount is not None:
+            await self.mount.device_gone(device.name)
+
     async def renamed(self, device: MappedDevice, old_name: str) -> None:
         if self.mount is not None:
             await self.mount.device_gone(old_name)

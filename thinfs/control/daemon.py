@@ -160,12 +160,8 @@ def await_end(directory: str) -> None:
         os.close(descriptor)
 
 
-def serve(directory: str, assembly: Assembly) -> None:
-    """In the foreground: returns at the end of the server, raises a ThinfsError for what kept it from starting."""
-    serve_until_end(directory, assembly, lambda: None)
-
-
 def serve_until_end(directory: str, assembly: Assembly, ready: Callable[[], None]) -> None:
+    """Returns at the end of the server; raises a ThinfsError for what kept it from starting."""
     held = lock(directory)
     try:
         trio.run(run, directory, assembly, ready)

@@ -6,6 +6,8 @@ the first line, where containerd and its like stop reading. Words as in the tran
 """
 
 import os
+import posixpath  # os.path by the name that says: words only, no file system
+import re
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol, TypeVar
@@ -15,6 +17,8 @@ from thinfs.dm.backend import Backend, DeviceInfo
 from thinfs.errors import NoSuchDevice, ThinfsError
 
 T = TypeVar("T")
+
+_NUMBER = re.compile(r"[0-9]+:[0-9]+")
 
 
 class Console(Protocol):
@@ -64,20 +68,29 @@ class Run:
         return CommandFailed()
 
     async def device_name(self, word: str) -> str:
-        """The name a word means: a path of /dev/mapper or of the mount directory must exist, a name need not."""
-        for directory in ("/dev/mapper/", self.mount_dir + "/"):
-            if word.startswith(directory):
-                name = word.removeprefix(directory)
-                break
-        else:
-            if "/" not in word:
-                return word
-            raise self.fail(f"Device {word} not found")
+        """The name a word means. A path (below /dev/mapper or the mount directory) must be there, a name need not.
+        MAJ:MIN is a number, unless a device has that for its name."""
+        if "/" in word:
+            directory, name = posixpath.split(posixpath.normpath(posixpath.join(self.cwd, word)))
+            if directory not in ("/dev/mapper", self.mount_dir) or not await self._exists(name):
+                raise self.fail(f"Device {word} not found")
+            return name
+        if _NUMBER.fullmatch(word) and not await self._exists(word):
+            return await self._by_number(*word.split(":"))
+        return word
+
+    async def _exists(self, name: str) -> bool:
         try:
             await self.backend.info(name)
-        except ThinfsError:
-            raise self.fail(f"Device {word} not found") from None
-        return name
+        except NoSuchDevice:
+            return False
+        return True
+
+    async def _by_number(self, major: str, minor: str) -> str:
+        for info in await self.backend.list():
+            if (str(info.major), str(info.minor)) == (major, minor):
+                return info.name
+        raise self.fail(f"Device {major}:{minor} not found")
 
     async def listed(self) -> Sequence[DeviceInfo]:
         """All devices as the kernel lists them: by name (seen)."""
@@ -88,15 +101,13 @@ class Run:
         return self.line.has("uuid") or (self.line.has("major") and self.line.has("minor"))
 
     async def by_identity(self) -> str:
-        uuid, major, minor = (self.line.value(option) for option in ("uuid", "major", "minor"))
+        uuid = self.line.value("uuid")
+        if uuid is None:
+            return await self._by_number(str(self.line.value("major")), str(self.line.value("minor")))
         for info in await self.backend.list():
-            if (uuid is not None and info.uuid == uuid) or (
-                uuid is None and (str(info.major), str(info.minor)) == (major, minor)
-            ):
+            if info.uuid == uuid:
                 return info.name
-        if uuid is not None:
-            raise self.fail(f"Device with uuid {uuid} not found")
-        raise self.fail(f"Device {major}:{minor} not found")
+        raise self.fail(f"Device with uuid {uuid} not found")
 
     async def name_and_rest(self, minimum: int, maximum: int | None) -> tuple[str, Sequence[str]]:
         """The device a command is about and the words after it, `minimum` to `maximum` of them."""
