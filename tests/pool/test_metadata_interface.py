@@ -4,6 +4,7 @@ import re
 import shutil
 import subprocess
 import tarfile
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -151,13 +152,14 @@ def test_read_only_metadata_refuses_changes_with_eperm_and_reads_on() -> None:
     commit(metadata)
     thin = metadata.open_thin(0)
     metadata.set_read_only()
-    for change in (
+    changes: list[Callable[[], object]] = [
         lambda: metadata.create_thin(1),
         lambda: metadata.alloc_data_block(),
         lambda: thin.insert_block(0, 0),
         lambda: thin.remove_range(0, 1),
         lambda: commit(metadata),
-    ):
+    ]
+    for change in changes:
         with pytest.raises(PermissionRefused, match="read-only"):
             change()
     assert thin.find_block(0) is None
@@ -199,7 +201,12 @@ def test_an_abort_that_cannot_reopen_leaves_nothing_usable() -> None:
     device.write(0, b"\xff" * 4096)
     with pytest.raises(BadMetadata):
         metadata.abort()
-    for use in (lambda: thin.find_block(0), lambda: metadata.create_thin(1), lambda: commit(metadata)):
+    uses: list[Callable[[], object]] = [
+        lambda: thin.find_block(0),
+        lambda: metadata.create_thin(1),
+        lambda: commit(metadata),
+    ]
+    for use in uses:
         with pytest.raises(InvalidArgument):
             use()
 

@@ -12,7 +12,7 @@ from thinfs.blockdev import BlockDevice, Buffer
 from thinfs.errors import InvalidArgument
 from thinfs.units import METADATA_BLOCK_BYTES
 
-CLEAN_BLOCKS_PER_GENERATION = 2048  # about 9 MB each
+CLEAN_BLOCKS_PER_GENERATION = 4096  # about 18 MB each, enough for a million mappings
 
 
 class MetadataBlock(Protocol):
