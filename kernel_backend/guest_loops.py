@@ -30,7 +30,7 @@ class Loops:
         try:
             os.unlink(name)
             os.truncate(backing, size_bytes)
-            with open(device, "rb") as loop:
+            with open(device, "r+b", buffering=0) as loop:  # opened for reading it would be a read-only device
                 fcntl.ioctl(loop, _LOOP_SET_FD, backing)
                 rdev = os.fstat(loop.fileno()).st_rdev
         except BaseException:

@@ -156,6 +156,20 @@ def group_ends(group: int, timeout: float) -> bool:
     return True
 
 
+def _boot_directory() -> tuple[str, int]:
+    """A new directory and the lock on it; another runner's `remove_leftovers` may be quicker: then again."""
+    while True:
+        path = tempfile.mkdtemp(prefix=_PREFIX, dir=_scratch_directory())
+        lock = -1
+        with contextlib.suppress(FileNotFoundError, BlockingIOError):
+            lock = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if os.path.exists(path):
+                return path, lock
+        if lock >= 0:
+            os.close(lock)
+
+
 class Process:
     """A started guest: the process, its boot directory and its console."""
 
@@ -166,12 +180,10 @@ class Process:
         if kernel.missing is not None:
             raise FileNotFoundError(kernel.missing)
         remove_leftovers()
-        self._boot = tempfile.mkdtemp(prefix=_PREFIX, dir=_scratch_directory())
-        self._lock = os.open(self._boot, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        self._boot, self._lock = _boot_directory()
         self._console = memory_file("console", 0)
         self._reaped = False
         try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             self._copy_agent()
             environment = self._environment(kernel)
             descriptors = [image for image in images if isinstance(image, int)]
