@@ -17,7 +17,7 @@ from thinfs.control.nodes import Nodes
 from thinfs.control.removal import nobody
 from thinfs.errors import from_oserror
 from thinfs.fuse.mount import Mount, serve
-from thinfs.userspace.devices import open_device_mapper
+from thinfs.userspace.devices import DeviceMapper, open_device_mapper
 from thinfs.userspace.mapped_device import MappedDevice
 
 log = logging.getLogger(__name__)
@@ -79,7 +79,7 @@ async def userspace(directory: str) -> AsyncIterator[Served]:
     front_ends = FrontEnds(block_devices)
     try:
         async with open_device_mapper(directory, listener=front_ends) as mapper, trio.open_nursery() as nursery:
-            front_ends.mount = await nursery.start(serve, mapper, directory)
+            front_ends.mount = await nursery.start(_serve_images, mapper, directory)
             try:
                 holder = block_devices.holder if block_devices is not None else nobody
                 yield Served(mapper, holder, front_ends.mount.settle)
@@ -92,6 +92,13 @@ async def userspace(directory: str) -> AsyncIterator[Served]:
         if made:
             with suppress(OSError):
                 os.rmdir(directory)
+
+
+async def _serve_images(
+    mapper: DeviceMapper, directory: str, *, task_status: trio.TaskStatus[Mount] = trio.TASK_STATUS_IGNORED
+) -> None:
+    await serve(mapper, directory, task_status=task_status)
+    log.error("%s: unmounted by somebody else: devices are no files until `thinfs stop` and a new start", directory)
 
 
 def _make(directory: str) -> bool:

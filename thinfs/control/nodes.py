@@ -144,7 +144,7 @@ class Nodes:
             if not deferred:
                 device.closed()
             raise Busy(f"{device.name}: {error}") from None
-        except OSError:
+        except (OSError, trio.Cancelled):  # cancelled before it was begun, never within
             device.closed()
             raise
 

@@ -1,6 +1,7 @@
 """The commands of dmsetup that change devices: create, load, suspend, resume, remove, rename, message."""
 
 from collections.abc import Sequence
+from contextlib import suppress
 
 import trio
 
@@ -32,7 +33,7 @@ async def create(run: Run) -> None:
         await run.ioctl("resume", name, run.backend.resume(name), number)
     except BaseException:
         # Nothing is left behind, also when the client vanishes half-way.
-        with trio.CancelScope(shield=True):
+        with suppress(ThinfsError), trio.CancelScope(shield=True):
             await run.backend.remove(name)
         raise
 
