@@ -21,6 +21,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from kernel_backend import xstate
+
 PACKAGE: Final = Path(__file__).resolve().parent
 AGENT_PYTHON: Final = "/usr/bin/python3"  # the environment's own may be unreadable or hidden in the guest
 _AGENT_FILES: Final = (
@@ -64,37 +66,6 @@ def memory_file(name: str, size_bytes: int) -> int:
     descriptor = os.memfd_create(name)
     os.truncate(descriptor, size_bytes)
     return descriptor
-
-
-_CACHE: Final = PACKAGE.parent / ".cache"
-_SHIM_SOURCE: Final = PACKAGE / "xstate_shim.c"
-
-
-def _needs_shim() -> bool:
-    """Whether the register state is larger than UML of 6.1 and 6.12 knows (xstate_shim.c says what of it)."""
-    with open("/proc/cpuinfo") as file:
-        flags = next((line.split() for line in file if line.startswith("flags")), [])
-    return not {"amx_tile", "apx_f"}.isdisjoint(flags)
-
-
-def _build_shim(target: Path) -> None:
-    """`target` from the cache; compiled first when that is older than its source, or cannot be kept there."""
-    cached = _CACHE / "xstate_shim.so"
-    if not (cached.exists() and cached.stat().st_mtime >= _SHIM_SOURCE.stat().st_mtime):
-        command = ["cc", "-O2", "-shared", "-fPIC", "-o", str(target), str(_SHIM_SOURCE)]
-        try:
-            subprocess.run(command, check=True, capture_output=True, stdin=subprocess.DEVNULL)
-        except (OSError, subprocess.CalledProcessError) as error:
-            raise FileNotFoundError(
-                f"this processor has AMX or APX, and a guest then needs {_SHIM_SOURCE.name} compiled: {error}"
-            ) from None
-        with contextlib.suppress(OSError):
-            _CACHE.mkdir(exist_ok=True)
-            partial = f"{cached}.{os.getpid()}"
-            shutil.copyfile(target, partial)
-            os.replace(partial, cached)
-        return
-    shutil.copyfile(cached, target)
 
 
 def _scratch_directory() -> str:
@@ -233,9 +204,9 @@ class Process:
         environment = {**os.environ, "TMPDIR": _memory_directory()}
         if kernel.libraries is not None:
             environment["LD_LIBRARY_PATH"] = kernel.libraries
-        if _needs_shim():
+        if xstate.needed():
             shim = Path(self._boot, "xstate_shim.so")
-            _build_shim(shim)
+            xstate.build(shim)
             environment["LD_PRELOAD"] = str(shim)
         return environment
 
