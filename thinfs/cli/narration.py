@@ -17,7 +17,6 @@ from pathlib import Path
 
 from thinfs.errors import ThinfsError
 
-
 _ANSWER_SECONDS = 180
 
 
