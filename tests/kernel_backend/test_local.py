@@ -1,6 +1,5 @@
 """The backend of this machine's own kernel, run where a kernel with dm-thin is at hand: in a guest."""
 
-import os
 import sys
 from pathlib import Path
 
@@ -34,7 +33,7 @@ def test_the_local_backend_drives_the_kernel_it_runs_on(guest: Guest) -> None:
 
 
 def test_without_dm_thin_the_error_says_what_to_do() -> None:
-    if os.path.exists("/dev/mapper/control"):
+    if "device-mapper" in Path("/proc/misc").read_text():  # a node may be left without a driver
         pytest.skip("this machine has a device-mapper")
     with pytest.raises((BackingMissing, AccessDenied), match=r"modprobe dm-mod|needs root"):
         LocalDeviceMapper()
