@@ -34,6 +34,13 @@ def _run(*command: str, cwd: Path | None = None) -> str:
     return done.stdout
 
 
+def _other_indexes() -> list[str]:
+    """What this machine's apt would fetch beside the packages' index: contents, translations, metadata, tens of MB."""
+    prefix = "Acquire::IndexTargets::deb::"
+    lines = [line.removeprefix(prefix) for line in _run("apt-config", "dump").splitlines() if line.startswith(prefix)]
+    return sorted({name for name, separator, _ in (line.partition("::") for line in lines) if separator} - {"Packages"})
+
+
 def _download(directory: Path) -> None:
     sites = _run("apt-get", "indextargets", "--format", "$(SITE)").split()
     mirrors = sorted({site for site in sites if "security" not in site})
@@ -49,6 +56,7 @@ def _download(directory: Path) -> None:
         "Dir::State::Lists": directory / "lists",
         "Dir::Cache": directory / "cache",
         "APT::Sandbox::User": "",
+        **{f"Acquire::IndexTargets::deb::{name}::DefaultEnabled": "false" for name in _other_indexes()},
     }
     options = [word for key, value in settings.items() for word in ("-o", f"{key}={value}")]
     _run("apt-get", *options, "-qq", "update")
