@@ -6,6 +6,7 @@ Source: behaviour reference; clients.md for what programs rely on.
 """
 
 import logging
+from collections import Counter
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
@@ -63,6 +64,8 @@ class DeviceListener(Protocol):
 
     async def before_remove(self, device: MappedDevice, *, deferred: bool) -> None: ...
 
+    async def removed(self, device: MappedDevice) -> None: ...
+
     async def renamed(self, device: MappedDevice, old_name: str) -> None: ...
 
 
@@ -79,6 +82,9 @@ class NoListener:
         return
 
     async def before_remove(self, device: MappedDevice, *, deferred: bool) -> None:
+        return
+
+    async def removed(self, device: MappedDevice) -> None:
         return
 
     async def renamed(self, device: MappedDevice, old_name: str) -> None:
@@ -167,13 +173,15 @@ class DeviceMapper:
     def _open_count(self, device: MappedDevice) -> int:
         return device.handles + len(self._users_of(device))
 
-    def _info(self, device: MappedDevice) -> DeviceInfo:
+    def _info(self, device: MappedDevice, nr_users: int | None = None) -> DeviceInfo:
+        if nr_users is None:
+            nr_users = len(self._users_of(device))
         return DeviceInfo(
             name=device.name,
             uuid=device.uuid,
             major=device.major,
             minor=device.minor,
-            open_count=self._open_count(device),
+            open_count=device.handles + nr_users,
             event_nr=device.event_nr,
             target_count=0 if device.live is None else len(device.live.targets),
             suspended=device.suspended,
@@ -390,6 +398,7 @@ class DeviceMapper:
             if table is not None:
                 await table.close()
         device.live = device.inactive = None
+        await self.listener.removed(device)
         for other in used:
             self._closed(other)
 
@@ -457,7 +466,8 @@ class DeviceMapper:
         return list(dict.fromkeys(number for target in targets for number in target.deps()))
 
     async def list(self) -> Sequence[DeviceInfo]:
-        return [self._info(device) for device in self._devices.values()]
+        uses = Counter(number for device in self._devices.values() for number in device.deps())
+        return [self._info(device, uses[device.major, device.minor]) for device in self._devices.values()]
 
     async def targets(self) -> Sequence[TargetVersion]:
         return TARGET_VERSIONS
