@@ -1,1 +1,1 @@
-"""dm-thin's contract as one suite over the seam; installed as thinfs_conformance. Imports only itself and the packages."""
+"""dm-thin's contract as one suite over the seam. Installed as thinfs_conformance: it imports nothing of the tests."""

@@ -5,6 +5,7 @@ to fail, how time passes. Never: hides an answer of the backend; errors arrive a
 """
 
 import contextlib
+import errno
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import Any, Final, Protocol
@@ -58,10 +59,6 @@ class Machine(Protocol):
     @property
     def kernel(self) -> tuple[int, int]:
         """The version whose behaviour is to be expected."""
-
-    @property
-    def own_linear(self) -> bool:
-        """Whether its tables may put linear over a mapped device."""
 
     async def disk(self, size_bytes: int, *, discard: bool = False) -> Disk: ...
 
@@ -224,6 +221,11 @@ class Bench:
     @property
     def backend(self) -> Backend:
         return self.machine.backend
+
+    @property
+    def errno_of_missing_path(self) -> int:
+        """What a table answers that names a path that is not there: 6.1 ENODEV, 6.12 what the lookup answered."""
+        return errno.ENOENT if self.machine.kernel >= (6, 12) else errno.ENODEV
 
     async def metadata_disk(self, size_bytes: int = 4 * MIB, *, checked: bool = True) -> Disk:
         disk = await self.machine.disk(size_bytes)

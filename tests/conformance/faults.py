@@ -8,6 +8,8 @@ import contextlib
 import os
 from collections.abc import Iterator
 
+import pytest
+
 from thinfs.blockdev import BlockDevice, Buffer
 from thinfs.errors import IOFailed
 from thinfs.userspace import devices
@@ -67,9 +69,6 @@ class FaultyBackingDevices(BackingDevices):
 @contextlib.contextmanager
 def installed() -> Iterator[None]:
     """Device-mappers opened meanwhile stand on files that can be made to fail."""
-    before = devices.BackingDevices
-    devices.BackingDevices = FaultyBackingDevices  # type: ignore[misc]
-    try:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(devices, "BackingDevices", FaultyBackingDevices)
         yield
-    finally:
-        devices.BackingDevices = before  # type: ignore[misc]

@@ -1,7 +1,9 @@
 """Disks that are files of this machine, for the userspace backend in process and behind the server."""
 
+import contextlib
 import os
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 
 from .faults import FAIL_READS, FAIL_WRITES
@@ -23,22 +25,32 @@ class FileDisk:
     async def fail(self, *, reads: bool = True, writes: bool = True) -> None:
         for suffix, wanted in ((FAIL_READS, reads), (FAIL_WRITES, writes)):
             if wanted:
-                Path(self.word + suffix).touch()
+                os.mknod(self.word + suffix)
 
     async def work(self) -> None:
         for suffix in (FAIL_READS, FAIL_WRITES):
-            Path(self.word + suffix).unlink(missing_ok=True)
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(self.word + suffix)
 
     async def read(self, offset: int, length: int) -> bytes:
-        with open(self.word, "rb") as file:
-            return os.pread(file.fileno(), length, offset)
+        with _opened(self.word, os.O_RDONLY) as file:
+            return os.pread(file, length, offset)
 
     async def write(self, offset: int, data: bytes) -> None:
-        with open(self.word, "r+b") as file:
-            os.pwrite(file.fileno(), data, offset)
+        with _opened(self.word, os.O_WRONLY) as file:
+            os.pwrite(file, data, offset)
 
     async def thin_check(self, *options: str) -> tuple[int, str]:
         return thin_check(self.word, *options)
+
+
+@contextlib.contextmanager
+def _opened(path: str, flags: int) -> Iterator[int]:
+    descriptor = os.open(path, flags | os.O_CLOEXEC)
+    try:
+        yield descriptor
+    finally:
+        os.close(descriptor)
 
 
 def thin_check(path: str, *options: str) -> tuple[int, str]:

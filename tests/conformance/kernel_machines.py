@@ -9,6 +9,7 @@ import os
 import shutil
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -151,12 +152,12 @@ class LocalMachine(KernelMachine):
         with path.open("xb") as file:
             file.truncate(max(4 * size_bytes, 64 << 20))
         device = loop.attach(str(path), read_only=False)
-        self._stack.callback(loop.detach, device, force=True)
+        self._stack.callback(partial(loop.detach, device, force=True))
         return Raw(f"{loop.LOOP_MAJOR}:{device.number}", device.path, str(path), True)
 
     async def set_no_space_timeout(self, seconds: int) -> None:
         module, name = _NO_SPACE_TIMEOUT
-        Path(f"/sys/module/{module}/parameters/{name}").write_text(str(seconds))
+        await trio.Path(f"/sys/module/{module}/parameters/{name}").write_text(str(seconds))
 
     async def clean(self) -> None:
         try:

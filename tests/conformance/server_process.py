@@ -6,6 +6,8 @@ Run as `python -m ….server_process DIRECTORY NO_SPACE_TIMEOUT_SECONDS`; NOTIFY
 
 import sys
 
+import pytest
+
 from thinfs.control import nodes
 from thinfs.control.assembly import userspace
 from thinfs.control.daemon import log_to_stderr, serve_until_end
@@ -16,9 +18,9 @@ from . import faults
 
 def main(directory: str, no_space_timeout: str) -> None:
     log_to_stderr()
-    nodes.available = lambda *_: "the suite uses the files"  # type: ignore[assignment]
-    pools.NO_SPACE_TIMEOUT_SECONDS = float(no_space_timeout)  # type: ignore[misc]
-    with faults.installed():
+    with pytest.MonkeyPatch.context() as patch, faults.installed():
+        patch.setattr(nodes, "available", lambda: "the suite uses the files")
+        patch.setattr(pools, "NO_SPACE_TIMEOUT_SECONDS", float(no_space_timeout))
         serve_until_end(directory, userspace, lambda: None)
 
 

@@ -1,0 +1,79 @@
+"""reserve_metadata_snap and release_metadata_snap. Source: behaviour reference, 3; format reference, 9.6."""
+
+import pytest
+
+from thinfs.errors import Busy, InvalidArgument
+
+from .bench import PoolOnBench
+
+
+async def test_its_block_is_in_the_status_while_it_is_held(pool: PoolOnBench) -> None:
+    await pool.message("create_thin 0")
+    assert (await pool.status()).held_root == 0
+    await pool.message("reserve_metadata_snap")
+    assert (await pool.status()).held_root != 0
+    await pool.message("release_metadata_snap")
+    assert (await pool.status()).held_root == 0
+
+
+async def test_only_one_can_be_held(pool: PoolOnBench) -> None:
+    await pool.message("reserve_metadata_snap")
+    held = (await pool.status()).held_root
+    with pytest.raises(Busy):
+        await pool.message("reserve_metadata_snap")
+    assert (await pool.status()).held_root == held
+
+
+async def test_none_held_cannot_be_released(pool: PoolOnBench) -> None:
+    with pytest.raises(InvalidArgument):
+        await pool.message("release_metadata_snap")
+
+
+@pytest.mark.parametrize("words", ["reserve_metadata_snap x", "release_metadata_snap 1"])
+async def test_arguments_are_invalid(pool: PoolOnBench, words: str) -> None:
+    with pytest.raises(InvalidArgument):
+        await pool.message(words)
+
+
+async def test_the_pool_lives_on_beside_it_and_releasing_gives_everything_back(pool: PoolOnBench) -> None:
+    thin = await pool.thin(0)
+    for block in range(10):
+        await thin.write(block, block)
+    await pool.message("reserve_metadata_snap")
+    snap = await pool.snap(1, thin, 0)
+    for block in range(10):
+        await thin.write(block, 100 + block)
+        await snap.discard(block, block + 1)
+    assert await pool.used() == 20  # the metadata snapshot counts the first ten
+    await snap.remove()
+    await pool.message("delete 1")
+    await pool.message("release_metadata_snap")
+    assert await pool.used() == 10
+    assert await thin.holds(9, 109)
+
+
+async def test_it_survives_a_reopening_and_is_released_then(pool: PoolOnBench) -> None:
+    thin = await pool.thin(0)
+    await thin.write(0, 1)
+    await pool.message("reserve_metadata_snap")
+    held = (await pool.status()).held_root
+    await thin.remove()
+    await pool.message("delete 0")
+    await pool.reopen()
+    assert (await pool.status()).held_root == held
+    assert await pool.used() == 1
+    await pool.message("release_metadata_snap")
+    assert await pool.used() == 0
+
+
+async def test_many_in_a_row_take_no_space_that_stays(pool: PoolOnBench) -> None:
+    thin = await pool.thin(0)
+    await thin.write(0, 1)
+    await thin.flush()
+    await pool.message("reserve_metadata_snap")
+    await pool.message("release_metadata_snap")
+    before = (await pool.status()).used_metadata_blocks
+    for _ in range(50):
+        await pool.message("reserve_metadata_snap")
+        await pool.message("release_metadata_snap")
+    assert (await pool.status()).used_metadata_blocks == before
