@@ -98,7 +98,7 @@ class Backend(Protocol):
         """(major, minor) of the block devices the live table uses."""
 
     async def list(self) -> Sequence[DeviceInfo]:
-        """All devices, in the order of their creation."""
+        """All devices, by name."""
 
     async def targets(self) -> Sequence[TargetVersion]: ...
 

@@ -230,7 +230,8 @@ class DeviceMapper:
                 for line in lines:
                     targets.append(await self._load_target(device, line, alone=len(lines) == 1, read_only=read_only))
                 immutable = device.live is not None and device.live.pool_target is not None
-                if immutable and lines[0].target != "thin-pool":
+                # error is the wildcard: a pool may be replaced by it, as `remove --force` does (seen)
+                if immutable and not {"thin-pool", "error"} & {line.target for line in lines}:
                     raise InvalidArgument(f"{name}: can't replace immutable target type thin-pool by {lines[0].target}")
             except BaseException:
                 with trio.CancelScope(shield=True):
@@ -467,7 +468,7 @@ class DeviceMapper:
 
     async def list(self) -> Sequence[DeviceInfo]:
         uses = Counter(number for device in self._devices.values() for number in device.deps())
-        return [self._info(device, uses[device.major, device.minor]) for device in self._devices.values()]
+        return [self._info(device, uses[device.major, device.minor]) for _, device in sorted(self._devices.items())]
 
     async def targets(self) -> Sequence[TargetVersion]:
         return TARGET_VERSIONS
