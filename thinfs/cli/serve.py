@@ -8,7 +8,15 @@ import trio
 
 from thinfs.control import paths
 from thinfs.control.client import connect
-from thinfs.control.daemon import answers, await_end, log_to_stderr, serve_in_background, serve_until_end, starting
+from thinfs.control.daemon import (
+    Assembly,
+    answers,
+    await_end,
+    log_to_stderr,
+    serve_in_background,
+    serve_until_end,
+    starting,
+)
 from thinfs.errors import ThinfsError, from_oserror
 
 
@@ -31,29 +39,44 @@ def _directory(given: str | None) -> str:
 def serve(arguments: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(prog="thinfs serve", description="The device-mapper process.")
     _mount_option(parser)
+    parser.add_argument(
+        "--backend",
+        choices=("userspace", "kernel"),
+        default="userspace",
+        help="userspace (the default): pools in this process, devices as files; kernel: this machine's own dm-thin",
+    )
     parser.add_argument("--foreground", action="store_true", help="stay here, log to standard error")
     parser.add_argument("--if-needed", action="store_true", help="no error if a server is there already")
     options = parser.parse_args(arguments)
     try:
         directory = _directory(options.mount)
-        return _serve(directory, foreground=options.foreground, if_needed=options.if_needed)
+        return _serve(directory, options.backend, foreground=options.foreground, if_needed=options.if_needed)
     except ThinfsError as error:
         print(f"thinfs serve: {error}", file=sys.stderr)
         return 1
 
 
-def _serve(directory: str, *, foreground: bool, if_needed: bool) -> int:
+def _assembly(backend: str) -> Assembly:
+    if backend == "kernel":
+        from thinfs.cli.kernel_assembly import kernel
+
+        return kernel
     from thinfs.control.assembly import userspace
 
+    return userspace
+
+
+def _serve(directory: str, backend: str, *, foreground: bool, if_needed: bool) -> int:
+    assembly = _assembly(backend)
     log_to_stderr()
     if foreground:
         if not (if_needed and answers(directory)):
-            serve_until_end(directory, userspace, lambda: None)
+            serve_until_end(directory, assembly, lambda: None)
         return 0
     with starting(directory):
         if if_needed and answers(directory):
             return 0
-        why = serve_in_background(directory, userspace)
+        why = serve_in_background(directory, assembly)
     if why:
         print(f"thinfs serve: {why}", file=sys.stderr)
     return 1 if why else 0

@@ -78,6 +78,9 @@ class Caller(Protocol):
     @property
     def holder(self) -> Holder: ...
 
+    @property
+    def devices_stay(self) -> bool: ...
+
     def add_device(self, device: OpenDevice) -> int: ...
 
     def device(self, handle: int) -> OpenDevice: ...
@@ -156,6 +159,9 @@ async def _device_call(caller: Caller, call: str, *, handle: int, **arguments: A
 
 async def _stop(caller: Caller, *, force: bool) -> Json:
     """Refused while a device is open, unless forced; then what could not be removed is the answer."""
+    if caller.devices_stay:
+        caller.stop_server()
+        return []
     occupied = [str(device) for device in await open_devices(caller.backend, caller.holder)]
     if occupied and not force:
         raise Busy("in use: " + ", ".join(occupied))

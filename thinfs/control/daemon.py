@@ -36,6 +36,7 @@ class Served:
     backend: Backend
     holder: Holder = nobody
     settle: Callable[[], Awaitable[None]] = trio.lowlevel.checkpoint  # see ControlServer
+    devices_stay: bool = False  # see ControlServer
 
 
 Assembly: TypeAlias = Callable[[str], AbstractAsyncContextManager[Served]]
@@ -48,7 +49,7 @@ async def run(directory: str, assembly: Assembly, ready: Callable[[], None]) -> 
             path = paths.socket_path(directory)
             listener = bind(path)
             try:
-                server = ControlServer(served.backend, directory, served.holder, served.settle)
+                server = ControlServer(served.backend, directory, served.holder, served.settle, served.devices_stay)
                 async with trio.open_nursery() as nursery:
                     await nursery.start(serve_control, server, listener)
                     ready()

@@ -42,6 +42,7 @@ class ControlServer:
     # Before a call: closes of image files that the kernel has yet to deliver are delivered, so that open counts
     # are true.
     settle: Callable[[], Awaitable[None]] = trio.lowlevel.checkpoint
+    devices_stay: bool = False  # they are a kernel's: `stop` leaves them, in use or not
     stopping: trio.Event = field(default_factory=trio.Event)
 
     async def handle(self, stream: trio.abc.Stream) -> None:
@@ -97,6 +98,7 @@ class Connection:
         self.backend = server.backend
         self.mount_dir = server.mount_dir
         self.holder = server.holder
+        self.devices_stay = server.devices_stay
         self._settle = server.settle
         self._stopping = server.stopping
         self._stop_asked = False
