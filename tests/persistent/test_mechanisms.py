@@ -32,7 +32,7 @@ def commit(tm: TransactionManager, sm: MetadataSpaceMap) -> None:
     sm.commit()
     write_and_flush(tm.bm.device, tm.bm.encode_dirty())
     tm.bm.written()
-    tm.shadows.clear()
+    tm.committed()
 
 
 def test_a_block_in_use_as_one_kind_cannot_be_read_as_another() -> None:

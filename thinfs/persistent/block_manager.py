@@ -5,14 +5,25 @@ under another kind is InvalidArgument. Dirty blocks stay until `written`, clean 
 generations. Never writes by itself: `encode_dirty` gives bytes, and touching those needs no engine state.
 """
 
+import os
 from collections.abc import Sequence
-from typing import Protocol, Self, TypeVar
+from typing import Final, Protocol, Self, TypeVar
 
 from thinfs.blockdev import BlockDevice, Buffer
 from thinfs.errors import InvalidArgument
 from thinfs.units import METADATA_BLOCK_BYTES
 
-CLEAN_BLOCKS_PER_GENERATION = 4096  # about 18 MB each, enough for a million mappings
+_CACHED_BLOCK_BYTES: Final = 4700  # in memory, decoded
+_CACHE_SHARE: Final = 50
+
+
+def clean_blocks_per_generation() -> int:
+    """Two generations of a hundredth of the machine's memory, as the kernel's dm-bufio keeps 2 %; at least 36 MB."""
+    memory_bytes = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return max(4096, memory_bytes // _CACHE_SHARE // 2 // _CACHED_BLOCK_BYTES)
+
+
+CLEAN_BLOCKS_PER_GENERATION: Final = clean_blocks_per_generation()
 
 
 class MetadataBlock(Protocol):

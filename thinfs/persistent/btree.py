@@ -48,12 +48,14 @@ def runs(values: Iterable[int]) -> Iterator[tuple[int, int]]:
 class Btree:
     """The operations; roots are passed in and handed back, as their owner decides when they count."""
 
-    __slots__ = ("_typecode", "levels", "tm")
+    __slots__ = ("_level_types", "_typecode", "levels", "tm")
 
     def __init__(self, tm: TransactionManager, *levels: ValueType) -> None:
         self.tm = tm
         self.levels = levels
         self._typecode = value_typecode(levels[-1].size)
+        # While inserting through an upper level, the roots it holds are plain metadata blocks.
+        self._level_types = (*(ValueType(8, inc=self.inc_children) for _ in levels[:-1]), levels[-1])
 
     def empty(self) -> int:
         return self.tm.new(BtreeNode.blank(LEAF_NODE, self.levels[0].size))
@@ -143,10 +145,6 @@ class Btree:
         for begin, end in runs(children):
             self.tm.sm.inc(begin, end)
 
-    def level_type(self, level: int) -> ValueType:
-        """Upper levels hold roots of subtrees: plain metadata blocks while inserting through them."""
-        return self.levels[-1] if level == len(self.levels) - 1 else ValueType(8, inc=self.inc_children)
-
     # -- insertion
 
     def insert(self, root: int, keys: tuple[int, ...], *words: int) -> tuple[int, bool]:
@@ -155,7 +153,7 @@ class Btree:
         insertion = _Insertion(self)
         i, block_nr = -1, root
         for level, key in enumerate(keys):
-            i = insertion.descend(block_nr, key, i, self.level_type(level))
+            i = insertion.descend(block_nr, key, i, self._level_types[level])
             node = insertion.node
             found = i < node.nr_entries and node.keys[i] == key
             if level < len(keys) - 1:

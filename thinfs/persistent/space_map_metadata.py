@@ -123,6 +123,9 @@ class MetadataSpaceMap:
     # -- changes
 
     def inc(self, begin: int, end: int) -> None:
+        exclusive = self.ll.tm.exclusive
+        if exclusive:
+            exclusive.difference_update(range(begin, end))
         self._change(1, begin, end)
 
     def dec(self, begin: int, end: int) -> None:
@@ -168,6 +171,7 @@ class MetadataSpaceMap:
             if block_nr is None:
                 raise NoSpace(f"metadata device: none of its {self.ll.nr_blocks} blocks is free")
         self._begin = block_nr + 1
+        self.ll.tm.handed_out(block_nr)
         self._change(1, block_nr, block_nr + 1)
         self._allocated += 1
         self._check_threshold()

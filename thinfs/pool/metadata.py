@@ -336,7 +336,7 @@ class PoolMetadata:
         yield lambda: write_and_flush(device, last_write)
         objects.bm.written()
         objects.bm.forget(SUPERBLOCK_LOCATION)
-        objects.tm.shadows.clear()
+        objects.tm.committed()
         self._adopt(superblock)
 
     def _write_changed_details(self) -> None:

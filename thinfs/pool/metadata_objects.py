@@ -115,5 +115,5 @@ def _format(device: BlockDevice, data_block_size_sectors: int) -> tuple[Metadata
     write_and_flush(device, tm.bm.encode_dirty())
     write_and_flush(device, [(0, superblock.build(SUPERBLOCK_LOCATION))])
     tm.bm.written()
-    tm.shadows.clear()
+    tm.committed()
     return objects, superblock
