@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -110,7 +111,7 @@ def root(tmp_path: Path) -> User:
 
 @pytest.fixture
 def ordinary_user(tmp_path: Path) -> Iterator[User]:
-    """Ourselves, or nobody if we are root; he owns a directory under /tmp, because tmp_path is closed to others."""
+    """Ourselves, or nobody if we are root; he owns a directory of his own, because tmp_path is closed to others."""
     if not ROOT:
         yield User(tmp_path, ())
         return
@@ -120,8 +121,7 @@ def ordinary_user(tmp_path: Path) -> Iterator[User]:
     probe = [*prefix, "/bin/sh", "-c", '"$0" -c "import thinfs.cli.main"', sys.executable]
     if subprocess.run(probe, capture_output=True).returncode != 0:
         pytest.skip(f"{sys.executable} or this checkout cannot be read by an ordinary user")
-    directory = Path(f"/tmp/thinfs-demo-test-{os.getpid()}")
-    directory.mkdir(0o700)
+    directory = Path(tempfile.mkdtemp(prefix="thinfs-demo-test-"))
     os.chown(directory, NOBODY, NOBODY)
     try:
         yield User(directory, prefix)
