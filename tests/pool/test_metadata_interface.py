@@ -193,6 +193,19 @@ def test_an_abort_marks_open_devices_that_had_changed_and_keeps_their_counters()
     assert metadata.nr_free_data_blocks == metadata.nr_data_blocks
 
 
+def test_a_device_whose_creation_was_aborted_maps_nothing() -> None:
+    _, metadata = new_pool()
+    metadata.create_thin(0)
+    thin = metadata.open_thin(0)
+    thin.insert_block(0, metadata.alloc_data_block())
+    metadata.abort()
+    assert thin.find_block(0) is None
+    assert thin.find_mapped_range(0, 9) is None
+    assert thin.highest_mapped_block() is None
+    with pytest.raises(NoSuchThin):
+        thin.remove_range(0, 1)
+
+
 def test_an_abort_that_cannot_reopen_leaves_nothing_usable() -> None:
     device, metadata = new_pool()
     metadata.create_thin(0)

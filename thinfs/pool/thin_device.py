@@ -8,7 +8,7 @@ data block, never commits. Source: the format reference, sections 8, 9.4, 9.5.
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from thinfs.errors import BadMetadata, InvalidArgument
+from thinfs.errors import NoSuchThin
 from thinfs.ondisk.thin import TIME_BITS, TIME_MASK, DeviceDetails, pack_mapping
 from thinfs.persistent import btree_remove
 
@@ -39,18 +39,18 @@ class ThinDevice:
     def details(self) -> DeviceDetails:
         return DeviceDetails(self.mapped_blocks, self.transaction_id, self.creation_time, self.snapshotted_time)
 
-    def _root(self) -> int:
-        """The root of this device's tree."""
+    def _root(self) -> int | None:
+        """The root of this device's tree; None where an abort took the device back, which then maps nothing."""
         metadata = self._metadata
         metadata.check_usable()
-        root = metadata.objects.top.lookup(metadata.mapping_root, self.dev_id)
-        if root is None:
-            raise BadMetadata(f"thin {self.dev_id}: it has no mapping tree")
-        return root
+        return metadata.objects.top.lookup(metadata.mapping_root, self.dev_id)
 
     def find_block(self, thin_block: int) -> tuple[int, bool] | None:
         """(data_block, shared), or None where nothing is mapped. The hot path."""
-        mapping = self._metadata.objects.bottom.lookup(self._root(), thin_block)
+        root = self._root()
+        if root is None:
+            return None
+        mapping = self._metadata.objects.bottom.lookup(root, thin_block)
         if mapping is None:
             return None
         return mapping >> TIME_BITS, self.snapshotted_time > mapping & TIME_MASK
@@ -58,8 +58,8 @@ class ThinDevice:
     def find_mapped_range(self, begin: int, end: int) -> MappedRange | None:
         """The first run in [begin, end), consecutive on both sides, with one shared flag."""
         bottom, root, snapshotted = self._metadata.objects.bottom, self._root(), self.snapshotted_time
-        position = bottom.next_position(root, begin)
-        if position is None:
+        position = None if root is None else bottom.next_position(root, begin)
+        if root is None or position is None:
             return None
         node, i = position
         thin_begin = node.keys[i]
@@ -91,7 +91,8 @@ class ThinDevice:
             begin = found[1]
 
     def highest_mapped_block(self) -> int | None:
-        return self._metadata.objects.bottom.highest_key(self._root())
+        root = self._root()
+        return None if root is None else self._metadata.objects.bottom.highest_key(root)
 
     def insert_block(self, thin_block: int, data_block: int) -> None:
         """Map, or remap: the data block mapped before loses a reference. `data_block` is allocated already."""
@@ -110,11 +111,11 @@ class ThinDevice:
         metadata.begin_change()
         objects = metadata.objects
         root = self._root()
+        if root is None:
+            raise NoSuchThin(f"thin {self.dev_id}: it has no mapping tree")
         # The extra reference turns the removal's "delete the subtree" into a mere decrement.
         objects.tm.inc(root)
-        metadata.mapping_root, found = btree_remove.remove(objects.top, metadata.mapping_root, self.dev_id)
-        if not found:
-            raise InvalidArgument(f"thin {self.dev_id}: it has no mapping tree")
+        metadata.mapping_root, _ = btree_remove.remove(objects.top, metadata.mapping_root, self.dev_id)
         nr_removed = 0
         while begin < end:
             position = objects.bottom.next_position(root, begin)
