@@ -5,7 +5,6 @@ own JSON; where a manifest stands beside the pool (`manifest-NAME.tsv`) every fi
 is either Docker's own (devicemapper/, image/, containers/) or holds that as `clean.tar.xz`.
 """
 
-import json
 import tarfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +13,8 @@ from thinfs.cli.demo_stage import Stage
 from thinfs.cli.narration import StepFailed
 from thinfs.cli.tree_listing import differences, list_directory, list_ext4, read_manifest
 from thinfs.errors import BackingMissing
+from thinfs.tools.docker_directory import read_docker_directory
+from thinfs.tools.docker_pool import find_device
 from thinfs.units import bytes_to_sectors
 
 POOL = "docker-pool"
@@ -37,19 +38,14 @@ def carried_pool() -> Path | None:
 
 
 def find_container(docker: Path, name: str | None) -> Container:
-    """container -> mount id -> device: Docker's layer store names the device's JSON. The first by name if None."""
-    names = {}
-    for config in docker.glob("containers/*/config.v2.json"):
-        names[json.loads(config.read_text())["Name"].lstrip("/")] = config.parent.name
-    if not names:
-        raise BackingMissing(f"{docker}: holds no containers/*/config.v2.json")
+    """The first by name if None."""
+    directory = read_docker_directory(docker)
     if name is None:
-        name = min(names)
-    if name not in names:
-        raise BackingMissing(f"{docker}: no container {name}; there are {', '.join(sorted(names))}")
-    mount_id = docker / "image/devicemapper/layerdb/mounts" / names[name] / "mount-id"
-    device = json.loads((docker / "devicemapper/metadata" / mount_id.read_text().strip()).read_text())
-    return Container(name, device["device_id"], bytes_to_sectors(device["size"]))
+        if not directory.containers:
+            raise BackingMissing(f"{docker}: holds no containers/*/config.v2.json")
+        name = min(container.name for container in directory.containers)
+    record = find_device(directory, name)
+    return Container(name, record.device_id, bytes_to_sectors(record.size_bytes))
 
 
 def copy_docker_directory(stage: Stage, source: Path) -> Path:

@@ -19,6 +19,7 @@ COMMANDS: Mapping[str, Command] = {
     "serve": Command("thinfs.cli.serve", "serve", "start the device-mapper process"),
     "stop": Command("thinfs.cli.serve", "stop", "remove the devices and end it"),
     "dmsetup": Command("thinfs.cli.dmsetup", "run", "the commands of dmsetup; `thinfs dmsetup help` lists them"),
+    "docker": Command("thinfs.cli.docker", "main", "a directory of Docker's devicemapper driver"),
     "demo": Command("thinfs.cli.demo", "main", "a walkthrough, narrated, that leaves nothing behind"),
 }
 

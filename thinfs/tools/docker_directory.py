@@ -1,0 +1,233 @@
+"""Docker's directory, as its devicemapper driver and its layer store keep it: JSON beside the pool's two files.
+
+Promises: reads only; a file that is missing, half written or not what it should be becomes a `Damage` with its name and
+what is wrong, never an end of the reading. Never: opens the pool, follows what a file says outside the directory.
+"""
+
+import json
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from hashlib import sha256
+from pathlib import Path
+from typing import Any, Final, TypeVar
+
+from thinfs.errors import BackingMissing
+from thinfs.units import MAX_DEV_ID
+
+TRANSACTION_FILE: Final = "transaction-metadata"
+DEVICE_SET_FILE: Final = "deviceset-metadata"
+BASE: Final = "base"
+INIT_SUFFIX: Final = "-init"
+
+_LAYER_STORE: Final = "image/devicemapper/layerdb"
+_IMAGES: Final = "image/devicemapper/imagedb/content/sha256"
+_ID_CHARACTERS: Final = 12  # what docker ps shows of an id
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceRecord:
+    """Docker's JSON of one thin. `hash` names its file."""
+
+    hash: str
+    device_id: int
+    size_bytes: int
+    transaction_id: int  # the pool's, once the device is complete
+    deleted: bool  # a deferred deletion that Docker has still to do
+
+
+@dataclass(frozen=True, slots=True)
+class Transaction:
+    """What Docker noted before it created or deleted a device."""
+
+    open_transaction_id: int
+    device_hash: str
+    device_id: int
+
+
+@dataclass(frozen=True, slots=True)
+class Container:
+    id: str
+    name: str
+    image: str
+    running: bool  # as Docker wrote it last
+    device_hash: str
+
+
+@dataclass(frozen=True, slots=True)
+class Damage:
+    file: str  # below Docker's directory
+    reason: str
+
+
+@dataclass(slots=True)
+class DockerDirectory:
+    """Filled by `read_docker_directory`; `layers` are device hash -> the images' names for it, the topmost first."""
+
+    path: Path
+    devices: dict[str, DeviceRecord] = field(default_factory=dict)
+    transaction: Transaction | None = None
+    next_device_id: int | None = None
+    file_system: str | None = None
+    containers: list[Container] = field(default_factory=list)
+    layers: dict[str, list[str]] = field(default_factory=dict)
+    images: dict[str, str] = field(default_factory=dict)  # repository:tag -> device hash of its top layer
+    damages: list[Damage] = field(default_factory=list)
+
+    @property
+    def records(self) -> Path:
+        return self.path / "devicemapper/metadata"
+
+    @property
+    def metadata_file(self) -> Path:
+        return self.path / "devicemapper/devicemapper/metadata"
+
+    @property
+    def data_file(self) -> Path:
+        return self.path / "devicemapper/devicemapper/data"
+
+    def damaged(self, path: Path) -> bool:
+        name = str(path.relative_to(self.path))
+        return any(damage.file == name for damage in self.damages)
+
+    def _parsed(self, path: Path, parse: Callable[[Any], T]) -> T | None:
+        """None, and a damage, for what cannot be read; None alone for a file that is not there."""
+        try:
+            return parse(json.loads(path.read_bytes()))
+        except FileNotFoundError:
+            return None
+        except KeyError as error:
+            reason = f"no {error}"
+        except (OSError, ValueError, TypeError, AttributeError) as error:
+            reason = getattr(error, "strerror", None) or str(error)
+            if not isinstance(error, OSError) and path.stat().st_size == 0:
+                reason = "empty"
+        self.damages.append(Damage(str(path.relative_to(self.path)), reason))
+        return None
+
+    def _text(self, path: Path) -> str | None:
+        try:
+            return path.read_text().strip() or None
+        except (OSError, ValueError):
+            return None
+
+
+def read_docker_directory(path: Path) -> DockerDirectory:
+    docker = DockerDirectory(path)
+    if not docker.metadata_file.parent.is_dir() and not docker.records.is_dir():
+        raise BackingMissing(f"{path}: not Docker's directory: no devicemapper/metadata")
+    _read_devices(docker)
+    _read_containers(docker)
+    _read_images(docker)
+    return docker
+
+
+def _read_devices(docker: DockerDirectory) -> None:
+    for path in sorted(docker.records.iterdir()) if docker.records.is_dir() else ():
+        # Docker passes over names with a dot, and a writer's temporary file may have stayed behind.
+        if path.name.startswith(".") or path.name.endswith(".migrated") or not path.is_file():
+            continue
+        if path.name == TRANSACTION_FILE:
+            docker.transaction = docker._parsed(path, _transaction)
+        elif path.name == DEVICE_SET_FILE:
+            found = docker._parsed(path, _device_set)
+            if found is not None:
+                docker.next_device_id, docker.file_system = found
+        else:
+            record = docker._parsed(path, _record_of(path.name))
+            if record is not None:
+                docker.devices[path.name] = record
+
+
+def _record_of(name: str) -> Callable[[Any], DeviceRecord]:
+    def parse(value: Any) -> DeviceRecord:
+        device_id, size = _number(value["device_id"], MAX_DEV_ID), _number(value["size"])
+        return DeviceRecord(name, device_id, size, _number(value["transaction_id"]), bool(value.get("deleted")))
+
+    return parse
+
+
+def _transaction(value: Any) -> Transaction:
+    name = value["device_hash"]
+    if not isinstance(name, str) or "/" in name or name.startswith("."):
+        raise ValueError(f"device_hash {name!r} names no record")
+    return Transaction(_number(value["open_transaction_id"]), name or BASE, _number(value["device_id"], MAX_DEV_ID))
+
+
+def _device_set(value: Any) -> tuple[int | None, str | None]:
+    next_device_id = value.get("next_device_id")
+    return None if next_device_id is None else _number(next_device_id), value.get("BaseDeviceFilesystem") or None
+
+
+def _number(value: object, highest: int = (1 << 64) - 1) -> int:
+    if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value <= highest:
+        raise ValueError(f"{value!r} is not a number from 0 to {highest}")
+    return value
+
+
+def _read_containers(docker: DockerDirectory) -> None:
+    mounts = docker.path / _LAYER_STORE / "mounts"
+    names: dict[str, tuple[str, str, bool]] = {}
+    for path in sorted(docker.path.glob("containers/*/config.v2.json")):
+        found = docker._parsed(path, _container_config)
+        if found is not None:
+            names[path.parent.name] = found
+    known = {path.name for path in mounts.iterdir()} if mounts.is_dir() else set()
+    for container_id in sorted(known | names.keys()):
+        name, image, running = names.get(container_id, (container_id[:_ID_CHARACTERS], "", False))
+        device_hash = docker._text(mounts / container_id / "mount-id")
+        if device_hash is None:
+            file = f"{_LAYER_STORE}/mounts/{container_id}/mount-id"
+            docker.damages.append(Damage(file, f"missing: container {name} has no device"))
+            continue
+        docker.containers.append(Container(container_id, name, image, running, device_hash))
+
+
+def _container_config(value: Any) -> tuple[str, str, bool]:
+    config, state = value.get("Config") or {}, value.get("State") or {}
+    return str(value["Name"]).lstrip("/"), str(config.get("Image", "")), bool(state.get("Running"))
+
+
+def _read_images(docker: DockerDirectory) -> None:
+    names: dict[str, list[str]] = {}
+    for name, digest in docker._parsed(docker.path / "image/devicemapper/repositories.json", _repositories) or ():
+        names.setdefault(digest.removeprefix("sha256:"), []).append(name)
+    devices = {}
+    for path in docker.path.glob(f"{_LAYER_STORE}/sha256/*/cache-id"):
+        cache_id = docker._text(path)
+        if cache_id is not None:
+            devices[path.parent.name] = cache_id
+    uses: dict[str, list[tuple[bool, int, str]]] = {}
+    for path in sorted((docker.path / _IMAGES).glob("*")):
+        chain = list(_chain_ids(docker._parsed(path, lambda value: value["rootfs"].get("diff_ids") or []) or []))
+        for name in names.get(path.name, [path.name[:_ID_CHARACTERS]]):
+            for i, chain_id in enumerate(chain, 1):
+                device = devices.get(chain_id)
+                if device is None:
+                    continue
+                text = f"{name} layer {i} of {len(chain)}"
+                uses.setdefault(device, []).append((path.name not in names, len(chain) - i, text))
+                if i == len(chain):
+                    docker.images[name] = device
+    for device in devices.values():
+        found = sorted(uses.get(device, []))
+        # Images without a name are steps of a build: worth showing where nothing else has the layer.
+        docker.layers[device] = [text for unnamed, _, text in found if unnamed == found[0][0]]
+
+
+def _repositories(value: Mapping[str, Any]) -> list[tuple[str, str]]:
+    return [
+        (name, str(digest))
+        for tags in value["Repositories"].values()
+        for name, digest in tags.items()
+        if "@" not in name
+    ]
+
+
+def _chain_ids(diff_ids: list[str]) -> Iterator[str]:
+    """A layer is known by all the layers below it: OCI's ChainID."""
+    chain_id = ""
+    for diff_id in diff_ids:
+        chain_id = f"sha256:{sha256(f'{chain_id} {diff_id}'.encode()).hexdigest()}" if chain_id else str(diff_id)
+        yield chain_id.removeprefix("sha256:")
