@@ -73,8 +73,8 @@ class KernelBackend:
     async def clear(self, name: str) -> None:
         await self.run(lambda: self.calls.clear(name))
 
-    async def suspend(self, name: str, *, noflush: bool = False) -> None:
-        await self.run(lambda: self.calls.suspend(name, noflush=noflush))
+    async def suspend(self, name: str, *, noflush: bool = False, lockfs: bool = True) -> None:
+        await self.run(lambda: self.calls.suspend(name, noflush=noflush, lockfs=lockfs))
 
     async def resume(self, name: str) -> None:
         await self.run(lambda: self.calls.resume(name))

@@ -1,1 +1,1 @@
-"""Programs that other people wrote for dm-thin or for block devices, on volumes of thinfs, with their own command lines."""
+"""Programs of other people for dm-thin or for block devices, with their own command lines, on volumes of thinfs."""

@@ -1,9 +1,11 @@
-"""containerd with its devmapper snapshotter on a pool, as a process of the test's own: configuration, root, state, socket.
+"""containerd with its devmapper snapshotter on a pool: a process, a configuration, root and state of the test's own.
 
-Promises: the `dmsetup` it finds is the drop-in; it has ended, and its shims' mounts with it, when the `with` is over.
+Promises: the `dmsetup` it finds is the drop-in; it has ended when the `with` is over.
 """
 
 import os
+import select
+import socket
 import subprocess
 import sysconfig
 from collections.abc import Iterator
@@ -11,17 +13,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-import trio
-
 from tests.clients.conftest import SECONDS, Volumes
 
 _CONFIGURATION = """\
 version = 2
 root = "{root}/root"
 state = "{root}/state"
-disabled_plugins = ["io.containerd.grpc.v1.cri", "io.containerd.snapshotter.v1.aufs", "io.containerd.snapshotter.v1.btrfs",
-  "io.containerd.snapshotter.v1.zfs", "io.containerd.snapshotter.v1.overlayfs", "io.containerd.internal.v1.opt",
-  "io.containerd.tracing.processor.v1.otlp", "io.containerd.internal.v1.tracing"]
+disabled_plugins = ["io.containerd.grpc.v1.cri", "io.containerd.internal.v1.opt"]
 [grpc]
   address = "{socket}"
 [ttrpc]
@@ -40,7 +38,7 @@ class Containerd:
     """A running containerd, and its command `ctr`."""
 
     volumes: Volumes
-    socket: Path
+    address: Path
 
     def ctr(self, *words: str | Path) -> str:
         done = self.try_ctr(*words)
@@ -49,7 +47,7 @@ class Containerd:
 
     def try_ctr(self, *words: str | Path) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
-            ["ctr", "--address", self.socket, *words],
+            ["ctr", "--address", self.address, *words],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -75,27 +73,39 @@ def running(volumes: Volumes, *, async_remove: bool = False, discard_blocks: boo
     link = tools / "dmsetup"
     if not link.is_symlink():
         link.symlink_to(Path(sysconfig.get_path("scripts")) / "thinfs-dmsetup")
-    socket = root / "c.sock"
+    address = root / "c.sock"
     configuration = root / "config.toml"
     configuration.write_text(
         _CONFIGURATION.format(
             root=root,
-            socket=socket,
+            socket=address,
             pool=volumes.name("pool"),
             async_remove=str(async_remove).lower(),
             discard_blocks=str(discard_blocks).lower(),
         )
     )
-    environment = {**volumes.server.environment, "PATH": f"{tools}:{os.environ['PATH']}"}
+    notify = root / "notify"
+    notify.unlink(missing_ok=True)
+    ready = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+    ready.bind(str(notify))
+    environment = {
+        **volumes.server.environment,
+        "PATH": f"{tools}:{os.environ['PATH']}",
+        "NOTIFY_SOCKET": str(notify),
+    }
     with (root / "log").open("ab") as log:
         process = subprocess.Popen(
             ["containerd", "--config", configuration], stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment
         )
     try:
-        made = Containerd(volumes, socket)
-        trio.run(_until_it_answers, made, process, root / "log")
+        made = Containerd(volumes, address)
+        assert _became_ready(ready, process), (root / "log").read_text()
+        plugins = made.ctr("plugins", "ls")
+        line = next(line for line in plugins.splitlines() if " devmapper " in line)
+        assert line.split()[-1] == "ok", (root / "log").read_text()
         yield made
     finally:
+        ready.close()
         process.terminate()
         try:
             process.wait(30)
@@ -104,11 +114,13 @@ def running(volumes: Volumes, *, async_remove: bool = False, discard_blocks: boo
             process.wait()
 
 
-async def _until_it_answers(containerd: Containerd, process: "subprocess.Popen[bytes]", log: Path) -> None:
-    # It has no readiness of its own but sd_notify, which comes before the plugins' errors are known: so ask.
-    with trio.fail_after(30):
-        while (answer := containerd.try_ctr("plugins", "ls")).returncode != 0:
-            assert process.poll() is None, log.read_text()
-            await trio.sleep(0.05)
-    line = next(line for line in answer.stdout.splitlines() if " devmapper " in line)
-    assert line.split()[-1] == "ok", log.read_text()
+def _became_ready(ready: socket.socket, process: "subprocess.Popen[bytes]") -> bool:
+    """Waits for containerd to tell its service manager so, or to end."""
+    pidfd = os.pidfd_open(process.pid)
+    try:
+        while select.select([ready.fileno(), pidfd], [], [], SECONDS)[0] == [ready.fileno()]:
+            if b"READY=1" in ready.recv(4096):
+                return True
+        return False
+    finally:
+        os.close(pidfd)

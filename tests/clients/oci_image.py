@@ -1,4 +1,4 @@
-"""A container image of a few files in one tar, as `docker save` and OCI layouts have it; built here, for there is no registry.
+"""A container image of a few files, an OCI layout in one tar, built here: a test asks no registry.
 
 Two layers: the second changes a file of the first and adds one. Only what an unpacker reads is filled in.
 """

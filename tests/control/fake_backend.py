@@ -121,7 +121,7 @@ class FakeBackend:
         await self._called("clear")
         self._device(name).inactive = None
 
-    async def suspend(self, name: str, *, noflush: bool = False) -> None:
+    async def suspend(self, name: str, *, noflush: bool = False, lockfs: bool = True) -> None:
         await self._called("suspend")
         self._device(name).suspended = True
 

@@ -6,7 +6,7 @@ let go of the files, the mount goes, then the devices, which commits. Never: spe
 
 import logging
 import os
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Collection
 from contextlib import asynccontextmanager, suppress
 
 import trio
@@ -15,7 +15,7 @@ from thinfs.control import nodes
 from thinfs.control.daemon import Served
 from thinfs.control.nodes import Nodes
 from thinfs.control.removal import nobody
-from thinfs.errors import from_oserror
+from thinfs.errors import ThinfsError, from_oserror
 from thinfs.fuse.mount import Mount, serve
 from thinfs.userspace.devices import DeviceMapper, open_device_mapper
 from thinfs.userspace.mapped_device import MappedDevice
@@ -58,12 +58,19 @@ class FrontEnds:
         if self._nodes is not None:
             await self._nodes.renamed(device, old_name)
 
-    async def before_suspend(self, device: MappedDevice) -> None:
+    async def before_suspend(self, device: MappedDevice, *, lockfs: bool) -> None:
         """What a file system or a page cache above still holds belongs to the time before the suspend."""
         if self._nodes is not None:
-            await self._nodes.before_suspend(device)
+            await self._nodes.before_suspend(device, lockfs=lockfs)
         if self.mount is not None:
             await self.mount.flush_dirty(device)
+
+    async def resumed(self, device: MappedDevice) -> None:
+        if self._nodes is not None:
+            await self._nodes.resumed(device)
+
+    async def mounted(self) -> Collection[str]:
+        return () if self._nodes is None else await self._nodes.mounted()
 
 
 @asynccontextmanager
@@ -86,6 +93,7 @@ async def userspace(directory: str) -> AsyncIterator[Served]:
             finally:
                 if block_devices is not None:
                     with trio.move_on_after(_DETACH_SECONDS, shield=True):
+                        await _resume_frozen(mapper, block_devices)
                         await block_devices.detach_all()
                 nursery.cancel_scope.cancel()  # unmounts: what mappings had dirtied still finds the devices
     finally:
@@ -99,6 +107,17 @@ async def _serve_images(
 ) -> None:
     await serve(mapper, directory, task_status=task_status)
     log.error("%s: unmounted by somebody else: devices are no files until `thinfs stop` and a new start", directory)
+
+
+async def _resume_frozen(mapper: DeviceMapper, block_devices: Nodes) -> None:
+    """A file system that a suspend froze must be thawed while its device still answers, or it stays for ever."""
+    for name in block_devices.frozen():
+        try:
+            await mapper.clear(name)
+            await mapper.resume(name)
+            log.warning("%s: resumed at the end of the server, for the sake of the file system on it", name)
+        except ThinfsError as error:
+            log.error("%s: the file system on it stays frozen: %s", name, error)
 
 
 def _make(directory: str) -> bool:

@@ -36,7 +36,7 @@ BACKEND_CALLS: Mapping[str, Parameters] = {
     "create": {**_NAME, "table": (str, None), "uuid": (str, ""), "read_only": (bool, False)},
     "load": {**_NAME, "table": (str, REQUIRED), "read_only": (bool, False)},
     "clear": _NAME,
-    "suspend": {**_NAME, "noflush": (bool, False)},
+    "suspend": {**_NAME, "noflush": (bool, False), "lockfs": (bool, True)},
     "resume": _NAME,
     "remove": {**_NAME, "deferred": (bool, False)},
     "rename": {**_NAME, "new_name": (str, REQUIRED)},

@@ -93,8 +93,8 @@ class ControlClient:
     async def clear(self, name: str) -> None:
         await self._call("clear", name=name)
 
-    async def suspend(self, name: str, *, noflush: bool = False) -> None:
-        await self._call("suspend", name=name, noflush=noflush)
+    async def suspend(self, name: str, *, noflush: bool = False, lockfs: bool = True) -> None:
+        await self._call("suspend", name=name, noflush=noflush, lockfs=lockfs)
 
     async def resume(self, name: str) -> None:
         await self._call("resume", name=name)

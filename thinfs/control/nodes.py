@@ -9,13 +9,14 @@ DIR/NAME is in a thread, because this very process answers for it.
 import functools
 import logging
 import os
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Collection
 from contextlib import suppress
 from typing import Final, Protocol, TypeVar
 
 import trio
 
-from thinfs.control import loop
+from thinfs.control import file_system, loop
 from thinfs.control.loop import InUse, LoopDevice
 from thinfs.errors import Busy
 
@@ -37,6 +38,7 @@ def _threads() -> trio.CapacityLimiter:
 
 
 MAPPER_DIR: Final = "/dev/mapper"
+_THAW_SECONDS: Final = 10
 
 
 class NamedDevice(Protocol):
@@ -70,6 +72,36 @@ def _kernel_has_device_mapper() -> bool:
         return any(line.split()[1:] == ["device-mapper"] for line in listing)
 
 
+class _Freeze:
+    """One freeze of a file system. Whoever began it claims it, or its thread undoes it."""
+
+    def __init__(self, device: LoopDevice) -> None:
+        self._device = device
+        self._lock = threading.Lock()
+        self._given_up = False
+        self._descriptor: int | None = None
+
+    def begin(self) -> None:
+        descriptor = file_system.freeze(self._device)
+        with self._lock:
+            if not self._given_up:
+                self._descriptor = descriptor
+                return
+        if descriptor is not None:
+            file_system.thaw(descriptor)
+
+    def claim(self) -> bool:
+        """Is it frozen? If not now, then it will not stay so."""
+        with self._lock:
+            self._given_up = self._descriptor is None
+            return not self._given_up
+
+    def end(self) -> None:
+        descriptor, self._descriptor = self._descriptor, None
+        if descriptor is not None:
+            file_system.thaw(descriptor)
+
+
 class Nodes:
     """The loop devices and links of one server."""
 
@@ -78,6 +110,7 @@ class Nodes:
         self._mapper_dir = mapper_dir
         self._loops: dict[str, LoopDevice] = {}
         self._devices: dict[str, NamedDevice] = {}
+        self._frozen: dict[str, _Freeze] = {}
 
     def loop_of(self, name: str) -> LoopDevice | None:
         return self._loops.get(name)
@@ -110,14 +143,50 @@ class Nodes:
             except OSError as error:
                 log.warning("%s: %s keeps its size: %s", device.name, attached.path, error)
 
-    async def before_suspend(self, device: NamedDevice) -> None:
-        """Sync what stands on the loop device, as device-mapper's own suspend does (there by a freeze)."""
+    async def mounted(self) -> Collection[str]:
+        """The devices with a file system mounted on them."""
+        if not self._loops:
+            return ()
+        numbers = await _in_thread(file_system.mounted_loops)
+        return {name for name, attached in self._loops.items() if attached.number in numbers}
+
+    async def before_suspend(self, device: NamedDevice, *, lockfs: bool = True) -> None:
+        """Freeze the file system on the loop device if there is one, else sync: as device-mapper's own suspend does.
+
+        Both may wait for space. Given up meanwhile, a freeze that comes about later is undone by its own thread.
+        """
         attached = self._loops.get(device.name)
-        if attached is not None:
-            try:
-                await _in_thread(loop.sync, attached, abandon_on_cancel=True)  # it may wait for space
-            except OSError as error:
-                log.warning("%s: %s cannot be synced: %s", device.name, attached.path, error)
+        if attached is None:
+            return
+        try:
+            if lockfs and attached.number in await _in_thread(file_system.mounted_loops):
+                freeze = _Freeze(attached)
+                try:
+                    await _in_thread(freeze.begin, abandon_on_cancel=True)
+                finally:
+                    if freeze.claim():
+                        self._frozen[device.name] = freeze
+            if device.name not in self._frozen:
+                await _in_thread(loop.sync, attached, abandon_on_cancel=True)
+        except OSError as error:
+            log.warning("%s: %s cannot be synced: %s", device.name, attached.path, error)
+
+    def frozen(self) -> list[str]:
+        """The devices whose file system waits to be thawed."""
+        return list(self._frozen)
+
+    async def resumed(self, device: NamedDevice) -> None:
+        """I/O runs again: the end of what `before_suspend` began."""
+        freeze = self._frozen.pop(device.name, None)
+        if freeze is None:
+            return
+        try:
+            with trio.move_on_after(_THAW_SECONDS, shield=True) as limit:  # a pool that is suspended holds it up
+                await _in_thread(freeze.end, abandon_on_cancel=True)
+            if limit.cancelled_caught:
+                log.warning("%s: its file system is thawed when I/O runs again", device.name)
+        except OSError as error:
+            log.warning("%s: its file system cannot be thawed: %s", device.name, error)
 
     async def before_remove(self, device: NamedDevice, *, deferred: bool = False) -> None:
         """Raises Busy while the loop device is in use; else neither it nor the link is there afterwards.
@@ -153,6 +222,8 @@ class Nodes:
         if attached is not None:
             self._loops[device.name] = attached
             self._devices[device.name] = self._devices.pop(old_name)
+            if old_name in self._frozen:
+                self._frozen[device.name] = self._frozen.pop(old_name)
             await _in_thread(self._unlink, old_name, attached)
             await _in_thread(self._link, device.name, attached)
 
@@ -190,6 +261,8 @@ class Nodes:
         for device in stale.values():
             try:
                 mounted = loop.mounted(device)
+                if mounted and file_system.thaw_abandoned(device):
+                    log.warning("%s: the file system on it was frozen by a suspend: thawed", device.path)
                 loop.abandon(device)
             except OSError as error:
                 log.warning("%s: left by a server that ended badly, cannot be detached: %s", device.path, error)

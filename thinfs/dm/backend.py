@@ -70,7 +70,8 @@ class Backend(Protocol):
     async def clear(self, name: str) -> None:
         """Drop the inactive table."""
 
-    async def suspend(self, name: str, *, noflush: bool = False) -> None: ...
+    async def suspend(self, name: str, *, noflush: bool = False, lockfs: bool = True) -> None:
+        """Stop I/O; before that a file system mounted on it is frozen, unless noflush or not lockfs."""
 
     async def resume(self, name: str) -> None:
         """Swap in the inactive table, if any, and let I/O run."""

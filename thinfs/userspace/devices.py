@@ -7,7 +7,7 @@ Source: behaviour reference; clients.md for what programs rely on.
 
 import logging
 from collections import Counter
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Collection, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
 from typing import Final, Protocol
@@ -52,7 +52,8 @@ CANCEL_DEFERRED_REMOVE: Final = "@cancel_deferred_remove"
 class DeviceListener(Protocol):
     """What a front end wants to know, called within the operation.
 
-    `before_suspend` is not called for a noflush suspend: nothing is flushed then (it might wait for space).
+    `before_suspend` is not called for a noflush suspend: nothing is flushed then (it might wait for space). `resumed`
+    is called once I/O runs again. `mounted` names the devices with a file system mounted on them: an open each.
     `before_remove` may refuse with Busy; if `deferred`, it has then counted its use as one more open of the device.
     """
 
@@ -60,7 +61,11 @@ class DeviceListener(Protocol):
 
     async def resized(self, device: MappedDevice) -> None: ...
 
-    async def before_suspend(self, device: MappedDevice) -> None: ...
+    async def before_suspend(self, device: MappedDevice, *, lockfs: bool) -> None: ...
+
+    async def resumed(self, device: MappedDevice) -> None: ...
+
+    async def mounted(self) -> Collection[str]: ...
 
     async def before_remove(self, device: MappedDevice, *, deferred: bool) -> None: ...
 
@@ -78,8 +83,14 @@ class NoListener:
     async def resized(self, device: MappedDevice) -> None:
         return
 
-    async def before_suspend(self, device: MappedDevice) -> None:
+    async def before_suspend(self, device: MappedDevice, *, lockfs: bool) -> None:
         return
+
+    async def resumed(self, device: MappedDevice) -> None:
+        return
+
+    async def mounted(self) -> Collection[str]:
+        return ()
 
     async def before_remove(self, device: MappedDevice, *, deferred: bool) -> None:
         return
@@ -173,7 +184,7 @@ class DeviceMapper:
     def _open_count(self, device: MappedDevice) -> int:
         return device.handles + len(self._users_of(device))
 
-    def _info(self, device: MappedDevice, nr_users: int | None = None) -> DeviceInfo:
+    def _info(self, device: MappedDevice, nr_users: int | None = None, mounted: Collection[str] = ()) -> DeviceInfo:
         if nr_users is None:
             nr_users = len(self._users_of(device))
         return DeviceInfo(
@@ -181,7 +192,7 @@ class DeviceMapper:
             uuid=device.uuid,
             major=device.major,
             minor=device.minor,
-            open_count=device.handles + nr_users,
+            open_count=device.handles + nr_users + (device.name in mounted),
             event_nr=device.event_nr,
             target_count=0 if device.live is None else len(device.live.targets),
             suspended=device.suspended,
@@ -329,16 +340,20 @@ class DeviceMapper:
             if old is not None:
                 await old.close()
 
-    async def suspend(self, name: str, *, noflush: bool = False) -> None:
+    async def suspend(self, name: str, *, noflush: bool = False, lockfs: bool = True) -> None:
         device = self.find(name)
         async with device.lock:
-            await self._suspend(device, noflush=noflush)
+            await self._suspend(device, noflush=noflush, lockfs=lockfs)
 
-    async def _suspend(self, device: MappedDevice, *, noflush: bool) -> None:
+    async def _suspend(self, device: MappedDevice, *, noflush: bool, lockfs: bool) -> None:
         if not device.suspended and device.live is not None:
-            if not noflush:
-                await self.listener.before_suspend(device)
-            await device.suspend(noflush=noflush)
+            try:
+                if not noflush:
+                    await self.listener.before_suspend(device, lockfs=lockfs)
+                await device.suspend(noflush=noflush)
+            except BaseException:
+                await self.listener.resumed(device)
+                raise
 
     async def resume(self, name: str) -> None:
         device = self.find(name)
@@ -346,7 +361,7 @@ class DeviceMapper:
             old: Table | None = None
             size_before = device.size_bytes
             if device.inactive is not None:
-                await self._suspend(device, noflush=False)
+                await self._suspend(device, noflush=False, lockfs=True)
                 table, device.inactive = device.inactive, None
                 old = device.swap_in(table)
                 device.suspended = True
@@ -362,6 +377,7 @@ class DeviceMapper:
                 await self.listener.activated(device)
             elif device.size_bytes != size_before:
                 await self.listener.resized(device)
+            await self.listener.resumed(device)
 
     async def remove(self, name: str, *, deferred: bool = False) -> None:
         device = self.find(name)
@@ -452,7 +468,9 @@ class DeviceMapper:
         return "\n".join(_line(target, target.table_params()) for target in (table.targets if table else []))
 
     async def info(self, name: str) -> DeviceInfo:
-        return self._info(self.find(name))
+        self.find(name)
+        mounted = await self.listener.mounted()
+        return self._info(self.find(name), mounted=mounted)
 
     async def wait(self, name: str, event_nr: int) -> DeviceInfo:
         device = self.find(name)
@@ -467,8 +485,10 @@ class DeviceMapper:
         return list(dict.fromkeys(number for target in targets for number in target.deps()))
 
     async def list(self) -> Sequence[DeviceInfo]:
+        mounted = await self.listener.mounted()
         uses = Counter(number for device in self._devices.values() for number in device.deps())
-        return [self._info(device, uses[device.major, device.minor]) for _, device in sorted(self._devices.items())]
+        devices = [device for _, device in sorted(self._devices.items())]
+        return [self._info(device, uses[device.major, device.minor], mounted) for device in devices]
 
     async def targets(self) -> Sequence[TargetVersion]:
         return TARGET_VERSIONS

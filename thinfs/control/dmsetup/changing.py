@@ -118,7 +118,8 @@ async def remove_all(run: Run) -> None:
 
 
 async def _suspend(run: Run, name: str) -> None:
-    await run.ioctl("suspend", name, run.backend.suspend(name, noflush=run.line.has("noflush")))
+    noflush, lockfs = run.line.has("noflush"), not run.line.has("nolockfs")
+    await run.ioctl("suspend", name, run.backend.suspend(name, noflush=noflush, lockfs=lockfs))
 
 
 async def _resume(run: Run, name: str) -> None:

@@ -16,7 +16,7 @@ COMMANDS: Mapping[str, tuple[Callable[[Run], Awaitable[None]], str]] = {
     "create": (changing.create, "<name> [-u <uuid>] [-r] [-n | --table <table or file> | <table file>]"),
     "remove": (changing.remove, "[-f|--force] [--retry] [--deferred] <device>..."),
     "remove_all": (changing.remove_all, "[-f|--force] [--deferred]"),
-    "suspend": (changing.suspend, "[--noflush] <device>..."),
+    "suspend": (changing.suspend, "[--noflush] [--nolockfs] <device>..."),
     "resume": (changing.resume, "<device>..."),
     "load": (changing.load, "<device> [-r] [--table <table or file> | <table file>]"),
     "reload": (changing.load, "<device> [-r] [--table <table or file> | <table file>]"),
