@@ -48,16 +48,21 @@ def find_container(docker: Path, name: str | None) -> Container:
     return Container(name, record.device_id, bytes_to_sectors(record.size_bytes))
 
 
+def unpack(pool: Path, directory: Path) -> None:
+    """The archive of a carried pool."""
+    with tarfile.open(pool / _ARCHIVE) as archive:
+        if hasattr(tarfile, "data_filter"):  # not in every 3.11
+            archive.extractall(directory, filter="data")
+        else:
+            archive.extractall(directory)
+
+
 def copy_docker_directory(stage: Stage, source: Path) -> Path:
     """A copy below the stage, sparse where the original is."""
     copy = stage.directory / "docker"
     if (source / _ARCHIVE).exists():
         stage.narrator.say(f"(unpacking {source / _ARCHIVE} to {copy})")
-        with tarfile.open(source / _ARCHIVE) as archive:
-            if hasattr(tarfile, "data_filter"):
-                archive.extractall(copy, filter="data")
-            else:
-                archive.extractall(copy)
+        unpack(source, copy)
     elif (source / "devicemapper/devicemapper/metadata").exists():
         for part in ("devicemapper/devicemapper", "devicemapper/metadata", "image", "containers"):
             (copy / part).parent.mkdir(parents=True, exist_ok=True)

@@ -193,7 +193,9 @@ def find_device(docker: DockerDirectory, name: str) -> DeviceRecord:
     if len(found) > 1:
         raise InvalidArgument(f"{docker.path}: {name} is not unique")
     if not found:
-        known = ", ".join(sorted([one.name for one in docker.containers] + list(docker.images)))
+        known = ", ".join(
+            sorted([one.name for one in docker.containers] + [one for one in docker.images if ":" in one])
+        )
         raise InvalidArgument(f"{docker.path}: no container or image {name}; there are {known or 'none'}")
     (device_hash,) = found
     record = docker.devices.get(device_hash)

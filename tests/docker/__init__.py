@@ -1,0 +1,1 @@
+"""`thinfs docker` on copies of a directory that Docker made."""
