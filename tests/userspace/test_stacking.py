@@ -4,10 +4,10 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
-import trio
 
 from tests.system.images import PoolFiles, make_pool, thin_check
 from thinfs.errors import Busy, InvalidArgument, IOFailed
+from thinfs.userspace.blocking import run_on_the_spot
 from thinfs.userspace.devices import DeviceMapper, open_device_mapper
 
 MIB = 1 << 20
@@ -20,7 +20,8 @@ def files(tmp_path: Path) -> PoolFiles:
 
 
 @pytest.fixture
-async def mapper(files: PoolFiles, autojump_clock: trio.testing.MockClock) -> AsyncIterator[DeviceMapper]:
+async def mapper(files: PoolFiles) -> AsyncIterator[DeviceMapper]:
+    run_on_the_spot()
     async with open_device_mapper("/nonexistent") as made:
         yield made
     if files.metadata.read_bytes()[:4096] != bytes(4096):

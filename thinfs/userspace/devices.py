@@ -28,6 +28,7 @@ from thinfs.errors import (
 from thinfs.pool.thin import Origin
 from thinfs.units import bytes_to_sectors
 from thinfs.userspace.backing import Backing, BackingDevices, mapped_name, mapped_number
+from thinfs.userspace.blocking import run_blocking
 from thinfs.userspace.mapped_backing import MappedBacking
 from thinfs.userspace.mapped_device import MappedDevice, Table
 from thinfs.userspace.pools import Pools
@@ -150,6 +151,15 @@ class DeviceMapper:
         except KeyError:
             raise NoSuchDevice(f"{name}: no such device") from None
 
+    @asynccontextmanager
+    async def _locked(self, name: str) -> AsyncIterator[MappedDevice]:
+        """The device, while nobody else changes its tables or state; it may go while its lock is waited for."""
+        device = self.find(name)
+        async with device.lock:
+            if device.gone:
+                raise NoSuchDevice(f"{name}: no such device")
+            yield device
+
     def names(self) -> Sequence[str]:
         """Devices with a live table: those that are files in the mount."""
         return [name for name, device in self._devices.items() if device.announced]
@@ -170,7 +180,7 @@ class DeviceMapper:
         """The backing device that a word of a table means; one of ours must be able to carry another."""
         mapped = self._mapped_device_of(word)
         if mapped is None:
-            return await trio.to_thread.run_sync(partial(self._backings.acquire, word, read_only=read_only))
+            return await run_blocking(partial(self._backings.acquire, word, read_only=read_only))
         lower = MappedBacking(mapped)
         if not read_only and not lower.is_writable:
             raise InvalidArgument(f"{mapped.name}: a device of its targets cannot carry another in the same server")
@@ -233,8 +243,7 @@ class DeviceMapper:
             raise Busy(f"{name}: a device of that name exists")
 
     async def load(self, name: str, table: str, *, read_only: bool = False) -> None:
-        device = self.find(name)
-        async with device.lock:
+        async with self._locked(name) as device:
             lines = parse_table(table)
             targets: list[Target] = []
             try:
@@ -334,15 +343,13 @@ class DeviceMapper:
             )
 
     async def clear(self, name: str) -> None:
-        device = self.find(name)
-        async with device.lock:
+        async with self._locked(name) as device:
             old, device.inactive = device.inactive, None
             if old is not None:
                 await old.close()
 
     async def suspend(self, name: str, *, noflush: bool = False, lockfs: bool = True) -> None:
-        device = self.find(name)
-        async with device.lock:
+        async with self._locked(name) as device:
             await self._suspend(device, noflush=noflush, lockfs=lockfs)
 
     async def _suspend(self, device: MappedDevice, *, noflush: bool, lockfs: bool) -> None:
@@ -356,44 +363,48 @@ class DeviceMapper:
                 raise
 
     async def resume(self, name: str) -> None:
-        device = self.find(name)
-        async with device.lock:
-            old: Table | None = None
-            size_before = device.size_bytes
+        async with self._locked(name) as device:
             if device.inactive is not None:
+                # May wait for I/O, and be given up meanwhile.
                 await self._suspend(device, noflush=False, lockfs=True)
-                table, device.inactive = device.inactive, None
-                old = device.swap_in(table)
-                device.suspended = True
-            try:
-                if device.suspended or device.live is None:
-                    await device.resume()
-            finally:
-                if old is not None:
-                    with trio.CancelScope(shield=True):
-                        await old.close()
-            if not device.announced:
-                device.announced = True
-                await self.listener.activated(device)
-            elif device.size_bytes != size_before:
-                await self.listener.resized(device)
+            with trio.CancelScope(shield=True):
+                await self._resume(device)
             await self.listener.resumed(device)
 
+    async def _resume(self, device: MappedDevice) -> None:
+        old: Table | None = None
+        size_before = device.size_bytes
+        if device.inactive is not None:
+            table, device.inactive = device.inactive, None
+            old = device.swap_in(table)
+            device.suspended = True
+        try:
+            if device.suspended or device.live is None:
+                await device.resume()
+        finally:
+            if old is not None:
+                await old.close()
+        if not device.announced:
+            device.announced = True
+            await self.listener.activated(device)
+        elif device.size_bytes != size_before:
+            await self.listener.resized(device)
+
     async def remove(self, name: str, *, deferred: bool = False) -> None:
-        device = self.find(name)
-        async with device.lock:
+        async with self._locked(name) as device:
+            with trio.CancelScope(shield=True):  # half a removal is no state to leave a device in
+                await self._remove(device, deferred=deferred)
+
+    async def _remove(self, device: MappedDevice, *, deferred: bool) -> None:
+        try:
             if self._open_count(device):
-                if not deferred:
-                    raise Busy(f"{name}: {self._why_busy(device)}")
-                device.deferred_remove = True
-                return
-            try:
-                await self.listener.before_remove(device, deferred=deferred)
-            except Busy:
-                if not deferred:
-                    raise
-                device.deferred_remove = True
-                return
+                raise Busy(f"{device.name}: {self._why_busy(device)}")
+            await self.listener.before_remove(device, deferred=deferred)
+        except Busy:
+            if not deferred:
+                raise
+            device.deferred_remove = True
+        else:
             await self._destroy(device)
 
     def _why_busy(self, device: MappedDevice) -> str:
@@ -432,13 +443,13 @@ class DeviceMapper:
                 log.error("%s: deferred removal: %s", device.name, error)
 
     async def rename(self, name: str, new_name: str) -> None:
-        device = self.find(name)
-        self._check_new_name(new_name)
-        async with device.lock:
+        async with self._locked(name) as device:
+            self._check_new_name(new_name)
             self._devices = {new_name if key == name else key: value for key, value in self._devices.items()}
             device.name = new_name
             if device.announced:
-                await self.listener.renamed(device, name)
+                with trio.CancelScope(shield=True):
+                    await self.listener.renamed(device, name)
 
     # -- the seam: asking --------------------------------------------------------------------------------
 

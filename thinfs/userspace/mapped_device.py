@@ -7,14 +7,14 @@ of thinfs.fuse. Mirrors dm's mapped_device. Source: behaviour reference, 6.5.
 
 import bisect
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 
 import trio
 
 from thinfs.blockdev import Buffer
 from thinfs.errors import InvalidArgument, IOFailed, NoSpace
 from thinfs.units import sectors_to_bytes
-from thinfs.userspace.targets import DEFAULT_BLOCK_BYTES, PoolTarget, Requeued, Target
+from thinfs.userspace.targets import DEFAULT_BLOCK_BYTES, InternallySuspended, PoolTarget, Requeued, Target
 
 log = logging.getLogger("thinfs.device")
 
@@ -98,21 +98,27 @@ class MappedDevice:
         unless `noflush`: then it goes back to the gate."""
         if self.suspended or self.live is None:
             return
-        pool_target = self.live.pool_target
-        thins = pool_target.users() if pool_target is not None else []
+        thins = self._thins_above()
         for thin_device in thins:
             thin_device.suspend_internally()
         self._close_gate()
-        for target in self.live.targets:
-            await target.presuspend(noflush=noflush)
         try:
+            for target in self.live.targets:
+                await target.presuspend(noflush=noflush)
             await self._drain()
         except BaseException:
             self._open_gate_if_allowed()
+            for thin_device in thins:
+                thin_device.resume_internally()
             raise
         self.suspended = True
-        for target in self.live.targets:
-            await target.postsuspend()
+        with trio.CancelScope(shield=True):
+            for target in self.live.targets:
+                await target.postsuspend()
+
+    def _thins_above(self) -> Sequence[InternallySuspended]:
+        pool_target = None if self.live is None else self.live.pool_target
+        return [] if pool_target is None else pool_target.users()
 
     async def resume(self) -> None:
         """Let the targets resume, then the I/O. On a refusal the device stays suspended."""
@@ -124,8 +130,7 @@ class MappedDevice:
             await target.resume()
         self.suspended = False
         self._open_gate_if_allowed()
-        pool_target = self.live.pool_target
-        for thin_device in pool_target.users() if pool_target is not None else []:
+        for thin_device in self._thins_above():
             thin_device.resume_internally()
 
     def suspend_internally(self) -> None:

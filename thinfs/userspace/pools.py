@@ -18,6 +18,7 @@ from thinfs.pool.modes import Binding
 from thinfs.pool.pool import NO_SPACE_TIMEOUT_SECONDS, Pool
 from thinfs.units import sectors_to_bytes
 from thinfs.userspace.backing import Backing, BackingDevices
+from thinfs.userspace.blocking import run_blocking
 from thinfs.userspace.mapped_device import MappedDevice
 from thinfs.userspace.targets import PoolTarget
 from thinfs.userspace.worker import PoolWorker
@@ -142,7 +143,7 @@ class Pools:
             pre_commit=data.device.flush,
         )
         try:
-            pool_metadata = await trio.to_thread.run_sync(open_metadata)
+            pool_metadata = await run_blocking(open_metadata)
         except ThinfsError as error:
             raise prefixed(f"thin-pool: Error creating metadata object: {metadata.device.label}", error) from None
         pool = Pool(

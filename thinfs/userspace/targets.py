@@ -8,8 +8,6 @@ from the target's start, and already within it. Source: behaviour reference, sec
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Final, Protocol
 
-import trio
-
 from thinfs.blockdev import BlockDevice, Buffer
 from thinfs.dm.backend import TargetVersion
 from thinfs.dm.table import Feature, TargetLine, format_pool_params, format_thin_params, quote_word
@@ -19,6 +17,7 @@ from thinfs.pool.modes import Binding
 from thinfs.pool.thin import Thin
 from thinfs.units import sectors_to_bytes
 from thinfs.userspace.backing import Backing
+from thinfs.userspace.blocking import run_blocking
 from thinfs.userspace.worker import PoolWorker
 
 TARGET_VERSIONS: Final = (
@@ -176,10 +175,10 @@ class SyncTarget(_Plain):
         self.write_now(offset, data)
 
     async def discard(self, offset: int, length: int) -> None:
-        await trio.to_thread.run_sync(self.discard_now, offset, length)
+        await run_blocking(self.discard_now, offset, length)
 
     async def flush(self) -> None:
-        await trio.to_thread.run_sync(self.flush_now)
+        await run_blocking(self.flush_now)
 
 
 class ErrorTarget(SyncTarget):
@@ -446,10 +445,10 @@ class PoolTarget(_Plain):
     async def discard(self, offset: int, length: int) -> None:
         if Feature.IGNORE_DISCARD in self._binding.features or not self._device.supports_discard:
             raise NotSupported("thin-pool: discard is not supported")
-        await trio.to_thread.run_sync(self._device.discard, offset, length)
+        await run_blocking(self._device.discard, offset, length)
 
     async def flush(self) -> None:
-        await trio.to_thread.run_sync(self._device.flush)
+        await run_blocking(self._device.flush)
 
     async def postsuspend(self) -> None:
         await self._worker.run(self._worker.pool.suspend())

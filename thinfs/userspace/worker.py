@@ -15,6 +15,7 @@ from thinfs.pool.bio import Bio
 from thinfs.pool.pool import Pool
 from thinfs.pool.thin import Thin
 from thinfs.steps import Steps
+from thinfs.userspace.blocking import run_blocking
 
 T = TypeVar("T")
 
@@ -39,7 +40,7 @@ async def drive(steps: Steps[T]) -> T:
                 await trio.lowlevel.checkpoint()
             else:
                 try:
-                    await trio.to_thread.run_sync(call)
+                    await run_blocking(call)
                 except Exception as failure:
                     error = failure
         slice_end = time.monotonic() + _SLICE_SECONDS
