@@ -169,3 +169,10 @@ def test_removal_leaves_the_last_entry_behind_as_a_stale_one() -> None:
     node.delete_at(0)
     assert list(node.keys[:4]) == [20, 30, 30, 0]
     assert node.nr_entries == 2
+
+
+@given(nodes(), BLOCK)
+def test_a_node_is_decoded_and_encoded_as_its_schema_says(node: BtreeNode, block_nr: int) -> None:
+    data = node._encode(block_nr)
+    assert data == node._encode_by_schema(block_nr)
+    assert BtreeNode._decode(data, block_nr) == BtreeNode._decode_by_schema(data, block_nr) == node
