@@ -45,7 +45,9 @@ class PoolMetadata:
         self.failed = False  # an abort failed: nothing works any more
         self._read_only = False
         self._in_service = False
-        self._devices: dict[int, ThinDevice] = {}  # in the order they came in core
+        self._devices: dict[int, ThinDevice] = {}
+        self._nr_came_in_core = 0
+        self.changed_devices: set[ThinDevice] = set()  # of those in core, since the last commit
         self._adopt(superblock)
 
     @classmethod
@@ -64,6 +66,7 @@ class PoolMetadata:
         """Drop everything that was not committed."""
         self.failed = True
         self._devices.clear()
+        self.changed_devices.clear()
 
     def _adopt(self, superblock: Superblock) -> None:
         self._superblock = superblock
@@ -142,8 +145,17 @@ class PoolMetadata:
         if thin is None:
             details = self.device_details(dev_id)
             if details is not None:
-                thin = self._devices[dev_id] = ThinDevice(self, dev_id, details, changed=False)
+                thin = self._bring_in_core(dev_id, details)
         return thin
+
+    def _bring_in_core(self, dev_id: int, details: DeviceDetails) -> ThinDevice:
+        self._nr_came_in_core += 1
+        thin = self._devices[dev_id] = ThinDevice(self, dev_id, details, self._nr_came_in_core)
+        return thin
+
+    def _drop(self, thin: ThinDevice) -> None:
+        del self._devices[thin.dev_id]
+        thin.changed = False
 
     def device_details(self, dev_id: int) -> DeviceDetails | None:
         """As in the details tree: without what changed since the last commit."""
@@ -201,8 +213,11 @@ class PoolMetadata:
     def _new_device(self, dev_id: int) -> ThinDevice:
         """In core only; the record is written at the commit."""
         details = DeviceDetails(0, self._transaction_id, self._time, self._time)
-        self._devices.pop(dev_id, None)
-        thin = self._devices[dev_id] = ThinDevice(self, dev_id, details, changed=True)
+        old = self._devices.get(dev_id)
+        if old is not None:
+            self._drop(old)
+        thin = self._bring_in_core(dev_id, details)
+        thin.changed = True
         return thin
 
     def delete_thin(self, dev_id: int) -> Steps[None]:
@@ -212,7 +227,7 @@ class PoolMetadata:
             raise NoSuchThin(f"delete {dev_id}: thin {dev_id} does not exist")
         if thin.open_count:
             raise Busy(f"delete {dev_id}: thin {dev_id} is open")
-        del self._devices[dev_id]
+        self._drop(thin)
         objects = self.objects
 
         def delete_subtree(node: BtreeNode, i: int) -> Steps[None]:
@@ -305,7 +320,7 @@ class PoolMetadata:
     @property
     def changed_this_transaction(self) -> bool:
         """Whether a device in core has changed since the last commit: what makes the worker commit."""
-        return any(thin.changed for thin in self._devices.values())
+        return bool(self.changed_devices)
 
     def commit(self) -> Steps[None]:
         """Section 9.3. Whatever fails, the state on the device is the previous one; the caller then aborts."""
@@ -340,15 +355,18 @@ class PoolMetadata:
         self._adopt(superblock)
 
     def _write_changed_details(self) -> None:
-        for thin in reversed(list(self._devices.values())):  # most recently opened first
-            if thin.changed:
-                self._details_root, _ = self.objects.details.insert(
-                    self._details_root, (thin.dev_id,), *thin.details.words()
-                )
-                if thin.open_count:
-                    thin.changed = False
-                else:
-                    del self._devices[thin.dev_id]
+        # most recently opened first
+        for thin in sorted(self.changed_devices, key=lambda thin: thin.in_core_nr, reverse=True):
+            if self._devices.get(thin.dev_id) is not thin:  # replaced, after its creation had been aborted
+                thin.changed = False
+                continue
+            self._details_root, _ = self.objects.details.insert(
+                self._details_root, (thin.dev_id,), *thin.details.words()
+            )
+            if thin.open_count:
+                thin.changed = False
+            else:
+                self._drop(thin)
 
     def abort(self) -> None:
         """Back to the last commit, section 9.4. When even that fails, nothing works any more."""

@@ -20,11 +20,11 @@ MappedRange = tuple[int, int, int, bool]  # thin_begin, thin_end, data_begin, sh
 
 class ThinDevice:
     __slots__ = (
-        "_metadata", "aborted_with_changes", "changed", "creation_time", "dev_id", "mapped_blocks", "open_count",
+        "_metadata", "aborted_with_changes", "creation_time", "dev_id", "in_core_nr", "mapped_blocks", "open_count",
         "snapshotted_time", "transaction_id",
     )  # fmt: skip
 
-    def __init__(self, metadata: "PoolMetadata", dev_id: int, details: DeviceDetails, *, changed: bool) -> None:
+    def __init__(self, metadata: "PoolMetadata", dev_id: int, details: DeviceDetails, in_core_nr: int) -> None:
         self._metadata = metadata
         self.dev_id = dev_id
         self.open_count = 0
@@ -32,8 +32,20 @@ class ThinDevice:
         self.transaction_id = details.transaction_id
         self.creation_time = details.creation_time
         self.snapshotted_time = details.snapshotted_time
-        self.changed = changed  # since the last commit
+        self.in_core_nr = in_core_nr  # a commit writes those that came last first
         self.aborted_with_changes = False
+
+    @property
+    def changed(self) -> bool:
+        """Since the last commit."""
+        return self in self._metadata.changed_devices
+
+    @changed.setter
+    def changed(self, changed: bool) -> None:
+        if changed:
+            self._metadata.changed_devices.add(self)
+        else:
+            self._metadata.changed_devices.discard(self)
 
     @property
     def details(self) -> DeviceDetails:
