@@ -62,7 +62,8 @@ class Pool:
         self.no_space_timeout = no_space_timeout
         self.mode = PoolMode.WRITE
         self.suspended = True
-        self.thins: list[Thin] = []
+        self.thins: dict[Thin, None] = {}  # active, in the order of activation
+        self._nr_activations = 0
         self.zero_new_blocks = True
         self.discard_passdown = True
         self.error_if_no_space = False
@@ -138,7 +139,7 @@ class Pool:
 
     def defer(self, thin: Thin, bios: Sequence[Bio]) -> None:
         """Queue bios for the worker's next pass."""
-        thin.deferred.extend(bios)
+        self._worker.defer(thin, bios)
 
     def work(self) -> Steps[None]:
         """Let the worker do all it can: bios that then are not done wait for space."""
@@ -170,8 +171,9 @@ class Pool:
 
     def _requeue_waiting(self) -> None:
         for thin in self.thins:
-            thin.deferred.extend(thin.waiting)
-            thin.waiting = []
+            waiting, thin.waiting = thin.waiting, []
+            if waiting:
+                self._worker.defer(thin, waiting)
 
     # -- space and commits -------------------------------------------------------------------------------
 
@@ -323,12 +325,13 @@ class Pool:
         if self.suspended:
             self.metadata.close_thin(internal)
             raise InvalidArgument("thin: Unable to activate thin device while pool is suspended")
-        thin = Thin(self, internal, origin)
-        self.thins.append(thin)
+        self._nr_activations += 1
+        thin = Thin(self, internal, origin, self._nr_activations)
+        self.thins[thin] = None
         return thin
 
     def close_thin(self, thin: Thin) -> None:
-        self.thins.remove(thin)
+        del self.thins[thin]
         self.metadata.close_thin(thin.internal)
 
     # -- suspend and resume ------------------------------------------------------------------------------

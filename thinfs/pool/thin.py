@@ -30,10 +30,14 @@ class Origin(Protocol):
 class Thin:
     """A thin target's context. Offsets are bytes from the volume's start; bounds are the caller's table."""
 
-    __slots__ = ("_block_bytes", "_data", "deferred", "internal", "origin", "origin_size_bytes", "pool", "waiting")
+    __slots__ = (
+        "_block_bytes", "_data", "activation_nr", "deferred", "internal", "origin", "origin_size_bytes", "pool",
+        "waiting",
+    )  # fmt: skip
 
-    def __init__(self, pool: "Pool", internal: "ThinDevice", origin: Origin | None) -> None:
+    def __init__(self, pool: "Pool", internal: "ThinDevice", origin: Origin | None, activation_nr: int) -> None:
         self.pool = pool
+        self.activation_nr = activation_nr  # the worker serves thins in this order
         self.internal = internal
         self.origin = origin
         self.origin_size_bytes = 0  # read at each resume of the thin

@@ -5,8 +5,9 @@ discards drop their last count, new bios of each thin by sector, then the commit
 finishes before the next. Source: behaviour reference, sections 5, 6.1-6.4, 7. Mirrors dm-thin's worker.
 """
 
+import heapq
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
@@ -87,6 +88,7 @@ class Worker:
 
     def __init__(self, pool: "Pool") -> None:
         self._pool = pool
+        self._deferred: list[tuple[int, Thin]] = []  # a heap: each thin that has deferred bios, once
         self._held: dict[tuple[int, int], _Cell] = {}  # cells of one block
         self._held_ranges: list[_Cell] = []  # cells of discards
         self._held_data: dict[int, list[tuple[Thin, Bio]]] = {}  # data blocks whose sharing is being broken
@@ -97,6 +99,26 @@ class Worker:
         self._forwarded: list[Bio] = []  # need only a flush of the data device
         self._data_io: list[_DataIO] = []
         self.last_commit = pool.clock()
+
+    def defer(self, thin: Thin, bios: Iterable[Bio]) -> None:
+        """Queue bios for the next pass."""
+        if not thin.deferred:
+            heapq.heappush(self._deferred, (thin.activation_nr, thin))
+        thin.deferred.extend(bios)
+
+    def _thins_with_bios(self) -> Iterator[Thin]:
+        """In the order of activation, those that come to have bios meanwhile too unless it is past them."""
+        heap, past = self._deferred, list[tuple[int, Thin]]()
+        position = -1
+        while heap:
+            entry = heapq.heappop(heap)
+            if entry[0] <= position:
+                past.append(entry)
+            else:
+                position = entry[0]
+                yield entry[1]
+        heap.extend(past)
+        heapq.heapify(heap)
 
     # -- passes ------------------------------------------------------------------------------------------
 
@@ -112,7 +134,7 @@ class Worker:
             or self._passed_down
             or self._flushes
             or self._forwarded
-            or any(thin.deferred for thin in self._pool.thins)
+            or self._deferred
             or self.commit_is_due()
         )
 
@@ -139,7 +161,7 @@ class Worker:
         passed_down, self._passed_down = self._passed_down, deque()
         for run in passed_down:
             self._drop_last_count(run)
-        for thin in list(self._pool.thins):
+        for thin in self._thins_with_bios():
             bios, thin.deferred = thin.deferred, []
             bios.sort(key=lambda bio: bio.offset)
             for bio in bios:
@@ -217,7 +239,7 @@ class Worker:
         else:
             self._held_ranges.remove(cell)
         for thin, bio in cell.behind:
-            thin.deferred.append(bio)
+            self.defer(thin, (bio,))
 
     # -- bios --------------------------------------------------------------------------------------------
 
@@ -371,7 +393,7 @@ class Worker:
             self._write_and_complete(mapping.data_block, thin, bio)
         if mapping.shared_block is not None:
             for other, waiting in self._held_data.pop(mapping.shared_block):
-                other.deferred.append(waiting)
+                self.defer(other, (waiting,))
         self._release(mapping.cell)
 
     # -- discards ----------------------------------------------------------------------------------------
