@@ -330,7 +330,7 @@ class PoolMetadata:
         if self._read_only:
             raise PermissionRefused(f"{self.device.label}: the pool's metadata is read-only")
         yield self.pre_commit
-        self._write_changed_details()
+        written = self._write_changed_details()
         objects, device = self.objects, self.device
         objects.data_sm.commit()
         objects.metadata_sm.commit()
@@ -352,9 +352,13 @@ class PoolMetadata:
         objects.bm.written()
         objects.bm.forget(SUPERBLOCK_LOCATION)
         objects.tm.committed()
+        for thin in written:  # not before: should this fail, the abort must know whose changes it takes away
+            thin.changed = False
         self._adopt(superblock)
 
-    def _write_changed_details(self) -> None:
+    def _write_changed_details(self) -> list[ThinDevice]:
+        """The devices written that stay in core."""
+        written = []
         # most recently opened first
         for thin in sorted(self.changed_devices, key=lambda thin: thin.in_core_nr, reverse=True):
             if self._devices.get(thin.dev_id) is not thin:  # replaced, after its creation had been aborted
@@ -364,9 +368,10 @@ class PoolMetadata:
                 self._details_root, (thin.dev_id,), *thin.details.words()
             )
             if thin.open_count:
-                thin.changed = False
+                written.append(thin)
             else:
                 self._drop(thin)
+        return written
 
     def abort(self) -> None:
         """Back to the last commit, section 9.4. When even that fails, nothing works any more."""

@@ -14,13 +14,24 @@ from thinfs.dm.message import (
     CreateSnap,
     CreateThin,
     Delete,
+    PoolMessage,
     ReleaseMetadataSnap,
     ReserveMetadataSnap,
     SetTransactionId,
     parse_pool_message,
 )
 from thinfs.dm.status import ERROR, FAIL, PoolStatus, ThinStatus
-from thinfs.errors import InvalidArgument, IOFailed, NoSpace, NoSuchThin, NotSupported, ThinfsError
+from thinfs.errors import (
+    Busy,
+    Exists,
+    InvalidArgument,
+    IOFailed,
+    NoSpace,
+    NoSuchThin,
+    NotSupported,
+    PermissionRefused,
+    ThinfsError,
+)
 from thinfs.pool.bio import Bio
 from thinfs.pool.data_device import DataDevice
 from thinfs.pool.metadata import PoolMetadata
@@ -34,6 +45,8 @@ log = logging.getLogger("thinfs.pool")
 
 NO_SPACE_TIMEOUT_SECONDS: Final = 60.0
 METADATA_THRESHOLD_MAX_BLOCKS: Final = 1024
+
+_REFUSALS: Final = (Exists, NoSuchThin, Busy, InvalidArgument, PermissionRefused)  # found before anything has changed
 
 
 class Pool:
@@ -214,12 +227,18 @@ class Pool:
         except ThinfsError as failure:
             self.metadata_operation_failed("commit", failure)
             raise
+        self._worker.copied_from.clear()
         if self.metadata.nr_free_metadata_blocks == 0:
             log.error("No free metadata blocks.")
             self.set_mode(PoolMode.OUT_OF_METADATA_SPACE)
         if self.mode is PoolMode.OUT_OF_DATA_SPACE and self.metadata.nr_free_data_blocks > 0:
             self.set_mode(PoolMode.WRITE)
             self._requeue_waiting()
+
+    def _run_requeued(self) -> Steps[None]:
+        """A commit outside the worker may have found space: who waited for it goes on, as in the kernel (seen)."""
+        if self._worker.has_bios:
+            yield from self.work()
 
     def _commit_ignoring_errors(self) -> Steps[None]:
         """As the kernel commits after messages, on status and on suspend: the mode tells what went wrong."""
@@ -249,8 +268,21 @@ class Pool:
         """Carry out a message and commit. A read-only or failed pool answers NotSupported to any."""
         if not MODES[self.mode].messages:
             raise NotSupported(f"message {words[0]}: the pool is in {MODES[self.mode].description} mode")
+        message = parse_pool_message(words)
+        try:
+            yield from self._carry_out(message)
+        except _REFUSALS:
+            raise
+        except ThinfsError as failure:
+            # The kernel leaves the half of it in the transaction, where the next commit would make it last.
+            self.metadata_operation_failed(words[0], failure)
+            raise
+        yield from self._commit_ignoring_errors()
+        yield from self._run_requeued()
+
+    def _carry_out(self, message: PoolMessage) -> Steps[None]:
         metadata = self.metadata
-        match parse_pool_message(words):
+        match message:
             case CreateThin(dev_id):
                 metadata.create_thin(dev_id)
             case CreateSnap(dev_id, origin_id):
@@ -264,7 +296,6 @@ class Pool:
                 yield from metadata.reserve_metadata_snap()
             case ReleaseMetadataSnap():
                 yield from metadata.release_metadata_snap()
-        yield from self._commit_ignoring_errors()
 
     def status(self, *, noflush: bool = False) -> Steps[str]:
         """The INFO parameters; commits first unless noflush or suspended."""
@@ -272,6 +303,11 @@ class Pool:
             return FAIL
         if not noflush and not self.suspended:
             yield from self._commit_ignoring_errors()
+        text = self._status_text()
+        yield from self._run_requeued()
+        return text
+
+    def _status_text(self) -> str:
         metadata = self.metadata
         try:
             nr_metadata = metadata.nr_metadata_blocks

@@ -92,6 +92,7 @@ class Worker:
         self._held: dict[tuple[int, int], _Cell] = {}  # cells of one block
         self._held_ranges: list[_Cell] = []  # cells of discards
         self._held_data: dict[int, list[tuple[Thin, Bio]]] = {}  # data blocks whose sharing is being broken
+        self.copied_from: set[int] = set()  # data blocks whose sharing was broken since the last commit
         self._mapped: deque[_NewMapping] = deque()
         self._discards: deque[_DiscardRun | _Discard] = deque()
         self._passed_down: deque[_DiscardRun] = deque()
@@ -105,6 +106,10 @@ class Worker:
         if not thin.deferred:
             heapq.heappush(self._deferred, (thin.activation_nr, thin))
         thin.deferred.extend(bios)
+
+    @property
+    def has_bios(self) -> bool:
+        return bool(self._deferred)
 
     def _thins_with_bios(self) -> Iterator[Thin]:
         """In the order of activation, those that come to have bios meanwhile too unless it is past them."""
@@ -392,6 +397,7 @@ class Worker:
         else:
             self._write_and_complete(mapping.data_block, thin, bio)
         if mapping.shared_block is not None:
+            self.copied_from.add(mapping.shared_block)
             for other, waiting in self._held_data.pop(mapping.shared_block):
                 self.defer(other, (waiting,))
         self._release(mapping.cell)
@@ -462,11 +468,15 @@ class Worker:
         self._data_io.append(_DataIO(nr_bytes, pass_down, lambda _error: self._passed_down.append(run)))
 
     def _unshared_pieces(self, begin: int, end: int) -> list[tuple[int, int]]:
-        """Sub-runs nobody else holds: count at most 1, which is the one just added."""
+        """Sub-runs nobody else holds: count at most 1, which is the one just added.
+
+        Nor blocks that another thin was copied away from in this transaction, where the kernel does not look: after a
+        power cut its old mapping is back, and must not show discarded data. They are freed, and not passed down.
+        """
         is_shared = self._pool.metadata.data_block_is_shared
         pieces: list[tuple[int, int]] = []
         for block in range(begin, end):
-            if is_shared(block):
+            if is_shared(block) or block in self.copied_from:
                 continue
             if pieces and pieces[-1][1] == block:
                 pieces[-1] = (pieces[-1][0], block + 1)
