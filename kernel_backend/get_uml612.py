@@ -11,6 +11,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
@@ -26,7 +27,7 @@ class SetUpFailed(Exception):
     """In one line."""
 
 
-def _run(*command: str, cwd: Path | None = None) -> str:
+def run(*command: str, cwd: Path | None = None) -> str:
     done = subprocess.run(command, cwd=cwd, capture_output=True, text=True, stdin=subprocess.DEVNULL)
     if done.returncode:
         lines = (done.stderr or done.stdout).strip().splitlines() or ["no message"]
@@ -37,12 +38,13 @@ def _run(*command: str, cwd: Path | None = None) -> str:
 def _other_indexes() -> list[str]:
     """What this machine's apt would fetch beside the packages' index: contents, translations, metadata, tens of MB."""
     prefix = "Acquire::IndexTargets::deb::"
-    lines = [line.removeprefix(prefix) for line in _run("apt-config", "dump").splitlines() if line.startswith(prefix)]
+    lines = [line.removeprefix(prefix) for line in run("apt-config", "dump").splitlines() if line.startswith(prefix)]
     return sorted({name for name, separator, _ in (line.partition("::") for line in lines) if separator} - {"Packages"})
 
 
-def _download(directory: Path) -> None:
-    sites = _run("apt-get", "indextargets", "--format", "$(SITE)").split()
+def download(directory: Path, packages: Sequence[str]) -> None:
+    """Packages named as NAME/SUITE, verified, as .deb files in `directory`."""
+    sites = run("apt-get", "indextargets", "--format", "$(SITE)").split()
     mirrors = sorted({site for site in sites if "security" not in site})
     if not mirrors:
         raise SetUpFailed("apt-get: this machine's apt has no mirror configured")
@@ -59,15 +61,15 @@ def _download(directory: Path) -> None:
         **{f"Acquire::IndexTargets::deb::{name}::DefaultEnabled": "false" for name in _other_indexes()},
     }
     options = [word for key, value in settings.items() for word in ("-o", f"{key}={value}")]
-    _run("apt-get", *options, "-qq", "update")
-    _run("apt-get", *options, "-qq", "download", *_PACKAGES, cwd=directory)
+    run("apt-get", *options, "-qq", "update")
+    run("apt-get", *options, "-qq", "download", *packages, cwd=directory)
 
 
 def _assemble(download: Path, target: Path) -> None:
     """linux, ld.so, lib/libc.so.6 and modules/: all that a start needs."""
     unpacked = download / "unpacked"
     for package in download.glob("*.deb"):
-        _run("dpkg-deb", "-x", str(package), str(unpacked))
+        run("dpkg-deb", "-x", str(package), str(unpacked))
     libraries = unpacked / "usr/lib/x86_64-linux-gnu"
     image = (unpacked / "usr/bin/linux.uml").read_bytes()
     if image.count(_INTERPRETER) != 1:
@@ -100,10 +102,10 @@ def fetch(target: Path) -> None:
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=".uml612-", dir=target.parent) as work:
-            download, complete = Path(work, "download"), Path(work, "complete")
-            download.mkdir()
-            _download(download)
-            _assemble(download, complete)
+            downloaded, complete = Path(work, "download"), Path(work, "complete")
+            downloaded.mkdir()
+            download(downloaded, _PACKAGES)
+            _assemble(downloaded, complete)
             shutil.rmtree(target, ignore_errors=True)
             complete.rename(target)
     except OSError as error:
