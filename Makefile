@@ -1,5 +1,5 @@
 # make demo, make test, make lint: each sets up what it needs first (scripts/setup), which takes a second when all is there.
-.PHONY: setup demo test lint clean
+.PHONY: setup demo test simulation lint clean
 .NOTPARALLEL:
 
 # Debian keeps mke2fs, debugfs and thin_check where an ordinary user's PATH does not lead.
@@ -15,6 +15,11 @@ demo:
 test:
 	@scripts/setup test
 	.venv/bin/pytest $(ARGS)
+
+# 100 long histories: every power cut, every fault. ARGS="--histories 1000 --seed 5000" for others.
+simulation:
+	@scripts/setup test
+	.venv/bin/python -m tests.simulation.sweep $(ARGS)
 
 lint:
 	@scripts/setup lint
