@@ -486,9 +486,7 @@ class DeviceMapper:
     async def wait(self, name: str, event_nr: int) -> DeviceInfo:
         device = self.find(name)
         await device.wait_event(event_nr)
-        if device.gone:
-            raise NoSuchDevice(f"{name}: the device has been removed")
-        return self._info(device)
+        return self._info(device)  # a removal ends it without an error, as in the kernel (seen)
 
     async def deps(self, name: str) -> Sequence[tuple[int, int]]:
         device = self.find(name)
