@@ -6,6 +6,7 @@ kernel, which runs in a guest (test_local_kernel).
 
 import inspect
 import os
+import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import AbstractAsyncContextManager
 from typing import Any, Final
@@ -14,15 +15,15 @@ import pytest
 import trio
 import trio.testing
 
-from kernel_backend.runner import Guest
 from kernel_backend.uml import KERNEL_6_1, KERNEL_6_12, GuestKernel
 
 from .bench import Bench, Machine, PoolOnBench
 from .capabilities import BACKENDS, LACKS
-from .kernel_machines import booted, guest_machine, local_machine
+from .kernel_machines import GuestSupply, guest_machine, guest_supply, local_machine
 from .userspace_machines import ServerProcess, server_machine, server_process, userspace_machine
 
 CHOICE: Final = "THINFS_CONFORMANCE_BACKENDS"
+LIMIT_SECONDS: Final = 30
 _HERE: Final = os.path.dirname(os.path.abspath(__file__))
 
 
@@ -43,8 +44,26 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         metafunc.parametrize("backend_name", chosen(), scope="session")
 
 
-def _virtual_time(function: Callable[..., Awaitable[Any]], *, clock: Any = None, **rest: Any) -> Any:
-    return trio.run(function, clock=clock or trio.testing.MockClock(), **rest)
+async def _limited(function: Callable[..., Awaitable[Any]]) -> Any:
+    """In real time, whatever the clock is: a test whose I/O never ends must not hold up the run."""
+    with trio.CancelScope() as scope:
+        token = trio.lowlevel.current_trio_token()
+        timer = threading.Timer(LIMIT_SECONDS, lambda: token.run_sync_soon(scope.cancel))
+        timer.daemon = True
+        timer.start()
+        try:
+            return await function()
+        finally:
+            timer.cancel()
+    raise AssertionError(f"not done after {LIMIT_SECONDS} seconds")
+
+
+def _run(function: Callable[..., Awaitable[Any]], **arguments: Any) -> Any:
+    return trio.run(_limited, function, **arguments)
+
+
+def _run_in_virtual_time(function: Callable[..., Awaitable[Any]], *, clock: Any = None, **rest: Any) -> Any:
+    return trio.run(_limited, function, clock=clock or trio.testing.MockClock(), **rest)
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -54,7 +73,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         name = call.params.get("backend_name") if call is not None else None
         if name is not None and str(item.path).startswith(_HERE) and isinstance(item, pytest.Function):
             if inspect.iscoroutinefunction(item.function):
-                run = _virtual_time if name == "userspace" else trio.run
+                run = _run_in_virtual_time if name == "userspace" else _run
                 item.add_marker(pytest.mark.trio(run=run), append=False)
             needed = [word for mark in item.iter_markers("needs") for word in mark.args]
             reasons = [LACKS[name][word] for word in needed if word in LACKS[name]]
@@ -79,20 +98,20 @@ def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Non
             terminalreporter.write_line(line)
 
 
-def _guest(kernel: GuestKernel) -> Iterator[Guest]:
+def _guest(kernel: GuestKernel) -> Iterator[GuestSupply]:
     if kernel.missing is not None:
         pytest.fail(kernel.missing)
-    with booted(kernel) as guest:
-        yield guest
+    with guest_supply(kernel) as supply:
+        yield supply
 
 
 @pytest.fixture(scope="session")
-def suite_guest_6_1() -> Iterator[Guest]:
+def suite_guest_6_1() -> Iterator[GuestSupply]:
     yield from _guest(KERNEL_6_1)
 
 
 @pytest.fixture(scope="session")
-def suite_guest_6_12() -> Iterator[Guest]:
+def suite_guest_6_12() -> Iterator[GuestSupply]:
     yield from _guest(KERNEL_6_12)
 
 
@@ -115,8 +134,8 @@ def machine_maker(
             return lambda: server_machine(server)
         case "kernel":
             return local_machine
-    guest = request.getfixturevalue("suite_guest_" + backend_name.removeprefix("kernel").replace(".", "_"))
-    return lambda: guest_machine(guest)
+    supply = request.getfixturevalue("suite_guest_" + backend_name.removeprefix("kernel").replace(".", "_"))
+    return lambda: guest_machine(supply)
 
 
 @pytest.fixture

@@ -136,9 +136,11 @@ class GuestMachine(KernelMachine):
     async def clean(self) -> None:
         try:
             await remove_devices(self.backend, keep=DISK_PREFIX)
-        finally:
             self._guest.reset()
             await self.set_no_space_timeout(DEFAULT_NO_SPACE_TIMEOUT)
+        except BaseException:
+            self._guest.kill()  # the next test gets another one
+            raise
 
 
 class LocalMachine(KernelMachine):
@@ -152,7 +154,7 @@ class LocalMachine(KernelMachine):
         with path.open("xb") as file:
             file.truncate(max(4 * size_bytes, 64 << 20))
         device = loop.attach(str(path), read_only=False)
-        self._stack.callback(partial(loop.detach, device, force=True))
+        self._stack.callback(partial(loop.detach, device, deferred=True))
         return Raw(f"{loop.LOOP_MAJOR}:{device.number}", device.path, str(path), True)
 
     async def set_no_space_timeout(self, seconds: int) -> None:
@@ -172,16 +174,37 @@ def _version(release: str) -> tuple[int, int]:
     return int(major), int(minor)
 
 
+class GuestSupply:
+    """A guest with enough images for any test of the suite; another one when a test has left it unfit."""
+
+    def __init__(self, kernel: GuestKernel) -> None:
+        self._kernel = kernel
+        self._guest: Guest | None = None
+
+    def fit(self) -> Guest:
+        if self._guest is None or not self._guest.running:
+            self.close()
+            self._guest = Guest(self._kernel, images=[GUEST_IMAGE_BYTES] * NR_GUEST_IMAGES, memory_mb=256)
+        return self._guest
+
+    def close(self) -> None:
+        if self._guest is not None:
+            self._guest.close()
+            self._guest = None
+
+
 @contextlib.contextmanager
-def booted(kernel: GuestKernel) -> Iterator[Guest]:
-    """A guest with enough images for any test of the suite."""
-    with Guest(kernel, images=[GUEST_IMAGE_BYTES] * NR_GUEST_IMAGES, memory_mb=256) as guest:
-        yield guest
+def guest_supply(kernel: GuestKernel) -> Iterator[GuestSupply]:
+    supply = GuestSupply(kernel)
+    try:
+        yield supply
+    finally:
+        supply.close()
 
 
 @contextlib.asynccontextmanager
-async def guest_machine(guest: Guest) -> AsyncIterator[Machine]:
-    assert guest.running, guest.describe()
+async def guest_machine(supply: GuestSupply) -> AsyncIterator[Machine]:
+    guest = supply.fit()
     for image in guest.images:
         image.blank()
     guest.kernel_log()

@@ -4,7 +4,10 @@ Never: attaches loop devices or makes links in /dev/mapper, which belong to the 
 Run as `python -m ….server_process DIRECTORY NO_SPACE_TIMEOUT_SECONDS`; NOTIFY_SOCKET hears READY=1.
 """
 
+import os
+import signal
 import sys
+import threading
 
 import pytest
 
@@ -16,8 +19,15 @@ from thinfs.userspace import pools
 from . import faults
 
 
+def _end_with_the_suite() -> None:
+    """Its end of our standard input closes however it ends."""
+    sys.stdin.buffer.read()
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
 def main(directory: str, no_space_timeout: str) -> None:
     log_to_stderr()
+    threading.Thread(target=_end_with_the_suite, daemon=True).start()
     with pytest.MonkeyPatch.context() as patch, faults.installed():
         patch.setattr(nodes, "available", lambda: "the suite uses the files")
         patch.setattr(pools, "NO_SPACE_TIMEOUT_SECONDS", float(no_space_timeout))

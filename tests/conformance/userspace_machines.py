@@ -105,7 +105,7 @@ class ServerProcess:
             self._process = subprocess.Popen(
                 [sys.executable, "-m", f"{package}.server_process", str(self.mount), str(self.no_space_timeout)],
                 env={**os.environ, "NOTIFY_SOCKET": str(notify), "PYTHONPATH": search},
-                stdin=subprocess.DEVNULL,
+                stdin=subprocess.PIPE,
                 stdout=log,
                 stderr=log,
             )
@@ -116,7 +116,8 @@ class ServerProcess:
 
     def stop(self) -> None:
         if self._process is not None:
-            self._process.terminate()
+            assert self._process.stdin is not None
+            self._process.stdin.close()
             try:
                 self._process.wait(30)
             except subprocess.TimeoutExpired:
