@@ -5,6 +5,7 @@ Promises: the `dmsetup` it finds is the drop-in; it has ended when the `with` is
 
 import os
 import select
+import shutil
 import socket
 import subprocess
 import sysconfig
@@ -33,6 +34,14 @@ disabled_plugins = ["io.containerd.grpc.v1.cri", "io.containerd.internal.v1.opt"
 """
 
 
+# Where the set-up unpacks the package, if the machine does not have it.
+_UNPACKED = Path(__file__).resolve().parents[2] / ".cache/containerd/usr/bin"
+
+
+def program(name: str) -> str | None:
+    return shutil.which(name) or shutil.which(name, path=str(_UNPACKED))
+
+
 @dataclass(slots=True)
 class Containerd:
     """A running containerd, and its command `ctr`."""
@@ -47,7 +56,7 @@ class Containerd:
 
     def try_ctr(self, *words: str | Path) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
-            ["ctr", "--address", self.address, *words],
+            [program("ctr") or "ctr", "--address", self.address, *words],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -95,7 +104,11 @@ def running(volumes: Volumes, *, async_remove: bool = False, discard_blocks: boo
     }
     with (root / "log").open("ab") as log:
         process = subprocess.Popen(
-            ["containerd", "--config", configuration], stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment
+            [program("containerd") or "containerd", "--config", configuration],
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            env=environment,
         )
     try:
         made = Containerd(volumes, address)

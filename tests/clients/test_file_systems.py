@@ -98,6 +98,23 @@ def test_an_ext4_grows_online_with_its_volume(volumes: Volumes, ext4: Path) -> N
     run("e2fsck", "-fn", ext4)
 
 
+def test_an_xfs_grows_online_with_its_volume(volumes: Volumes) -> None:
+    need("mkfs.xfs", "xfs_growfs", "xfs_repair", "blockdev")
+    volumes.create_thin("t", SIZE)
+    run("mkfs.xfs", "-q", volumes.node("t"))
+    directory = volumes.mounted_at("t")
+    (directory / "before").write_text("before\n")
+    volumes.dmsetup("reload", volumes.name("t"), "--table", volumes.thin_table(volumes.ids["t"], 2 * SIZE))
+    volumes.dmsetup("resume", volumes.name("t"))
+    assert int(run("blockdev", "--getsize64", volumes.node("t"))) == 2 * SIZE
+    assert volumes.file("t").stat().st_size == 2 * SIZE
+    run("xfs_growfs", directory)
+    assert os.statvfs(directory).f_blocks * os.statvfs(directory).f_frsize > SIZE * 1.7
+    (directory / "after").write_bytes(b"after\n" * 100000)
+    run("umount", directory)
+    run("xfs_repair", "-n", volumes.node("t"))
+
+
 def test_a_mounted_volume_is_busy_for_remove_and_its_thin_for_delete(volumes: Volumes, ext4: Path) -> None:
     directory = volumes.mounted_at("t")
     refused = volumes.server.run("dmsetup", "remove", volumes.name("t"))
