@@ -58,6 +58,12 @@ class Thin:
     def mapped_bytes(self) -> int:
         return self.internal.mapped_blocks * self._block_bytes
 
+    def take_back(self) -> list[Bio]:
+        """The bios that the worker has not begun or that wait for space: a noflush suspend sends them back."""
+        bios = self.deferred + self.waiting
+        self.deferred, self.waiting = [], []
+        return bios
+
     def resume(self) -> None:
         """Adopt the origin's present size."""
         if self.origin is not None:

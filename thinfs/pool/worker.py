@@ -5,9 +5,8 @@ discards drop their last count, new bios of each thin by sector, then the commit
 finishes before the next. Source: behaviour reference, sections 5, 6.1-6.4, 7. Mirrors dm-thin's worker.
 """
 
-import heapq
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
@@ -88,12 +87,12 @@ class Worker:
 
     def __init__(self, pool: "Pool") -> None:
         self._pool = pool
-        self._deferred: list[tuple[int, Thin]] = []  # a heap: each thin that has deferred bios, once
+        self._with_bios: set[Thin] = set()  # the thins that have deferred bios
         self._held: dict[tuple[int, int], _Cell] = {}  # cells of one block
         self._held_ranges: list[_Cell] = []  # cells of discards
         self._held_data: dict[int, list[tuple[Thin, Bio]]] = {}  # data blocks whose sharing is being broken
         self.copied_from: set[int] = set()  # data blocks whose sharing was broken since the last commit
-        self._mapped: deque[_NewMapping] = deque()
+        self._mapped: list[_NewMapping] = []
         self._discards: deque[_DiscardRun | _Discard] = deque()
         self._passed_down: deque[_DiscardRun] = deque()
         self._flushes: list[tuple[Thin, Bio]] = []  # wait for a commit
@@ -103,27 +102,12 @@ class Worker:
 
     def defer(self, thin: Thin, bios: Iterable[Bio]) -> None:
         """Queue bios for the next pass."""
-        if not thin.deferred:
-            heapq.heappush(self._deferred, (thin.activation_nr, thin))
+        self._with_bios.add(thin)
         thin.deferred.extend(bios)
 
     @property
     def has_bios(self) -> bool:
-        return bool(self._deferred)
-
-    def _thins_with_bios(self) -> Iterator[Thin]:
-        """In the order of activation, those that come to have bios meanwhile too unless it is past them."""
-        heap, past = self._deferred, list[tuple[int, Thin]]()
-        position = -1
-        while heap:
-            entry = heapq.heappop(heap)
-            if entry[0] <= position:
-                past.append(entry)
-            else:
-                position = entry[0]
-                yield entry[1]
-        heap.extend(past)
-        heapq.heapify(heap)
+        return bool(self._with_bios)
 
     # -- passes ------------------------------------------------------------------------------------------
 
@@ -139,7 +123,7 @@ class Worker:
             or self._passed_down
             or self._flushes
             or self._forwarded
-            or self._deferred
+            or self._with_bios
             or self.commit_is_due()
         )
 
@@ -153,8 +137,9 @@ class Worker:
         )
 
     def _one_pass(self) -> Steps[None]:
-        mapped, self._mapped = self._mapped, deque()
-        for mapping in mapped:
+        mapped, self._mapped = self._mapped, []
+        # blocks that were unmapped come before those that were shared, as the kernel inserts them (seen)
+        for mapping in sorted(mapped, key=lambda mapping: mapping.shared_block is not None):
             self._process_mapped(mapping)
         discards, self._discards = self._discards, deque()
         for discard in discards:
@@ -166,7 +151,8 @@ class Worker:
         passed_down, self._passed_down = self._passed_down, deque()
         for run in passed_down:
             self._drop_last_count(run)
-        for thin in self._thins_with_bios():
+        thins, self._with_bios = sorted(self._with_bios, key=lambda thin: thin.activation_nr), set()
+        for thin in thins:
             bios, thin.deferred = thin.deferred, []
             bios.sort(key=lambda bio: bio.offset)
             for bio in bios:

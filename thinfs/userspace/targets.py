@@ -342,8 +342,7 @@ class ThinTarget(_Plain):
 
     async def presuspend(self, *, noflush: bool) -> None:
         if noflush:
-            waiting, self.thin.waiting = self.thin.waiting, []
-            for bio in waiting:
+            for bio in self.thin.take_back():
                 bio.complete(Requeued("suspended without flushing"))
 
     async def resume(self) -> None:
