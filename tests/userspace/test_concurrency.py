@@ -157,23 +157,22 @@ async def test_a_server_ends_though_a_write_waits_below_a_suspended_pool(
     autojump_clock: MockClock, files: PoolFiles
 ) -> None:
     run_on_the_spot()
-    async with trio.open_nursery() as nursery:
-        async with open_device_mapper("/nonexistent") as mapper:
-            await mapper.create("p", files.table())
-            await mapper.message("p", "create_thin 0")
-            await mapper.create("t", "0 8192 thin /dev/mapper/p 0")
-            device = await mapper.open("t")
-            target = mapper.find("t").live
+    async with trio.open_nursery() as nursery, open_device_mapper("/nonexistent") as mapper:
+        await mapper.create("p", files.table())
+        await mapper.message("p", "create_thin 0")
+        await mapper.create("t", "0 8192 thin /dev/mapper/p 0")
+        device = await mapper.open("t")
+        target = mapper.find("t").live
 
-            async def write_past_the_gate() -> None:
-                assert target is not None
-                with pytest.raises(ThinfsError):
-                    await target.targets[0].write(0, b"x")
+        async def write_past_the_gate() -> None:
+            assert target is not None
+            with pytest.raises(ThinfsError):
+                await target.targets[0].write(0, b"x")
 
-            await mapper.suspend("p")
-            nursery.start_soon(write_past_the_gate)
-            await trio.testing.wait_all_tasks_blocked()
-            await device.aclose()
+        await mapper.suspend("p")
+        nursery.start_soon(write_past_the_gate)
+        await trio.testing.wait_all_tasks_blocked()
+        await device.aclose()
     thin_check(files.metadata)
 
 
