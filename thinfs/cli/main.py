@@ -20,12 +20,16 @@ COMMANDS: Mapping[str, Command] = {
     "stop": Command("thinfs.cli.serve", "stop", "remove the devices and end it"),
     "dmsetup": Command("thinfs.cli.dmsetup", "run", "the commands of dmsetup; `thinfs dmsetup help` lists them"),
     "docker": Command("thinfs.cli.docker", "main", "a directory of Docker's devicemapper driver"),
+    "check": Command("thinfs.cli.tools", "check", "check a pool's metadata"),
+    "dump": Command("thinfs.cli.tools", "dump", "a pool's metadata as XML or text"),
+    "ls": Command("thinfs.cli.tools", "ls", "the thins of a pool"),
+    "metadata-size": Command("thinfs.cli.tools", "metadata_size", "how large a metadata device must be"),
     "demo": Command("thinfs.cli.demo", "main", "a walkthrough, narrated, that leaves nothing behind"),
 }
 
 
 def usage() -> str:
-    lines = [f"  {name:<10} {command.does}" for name, command in COMMANDS.items()]
+    lines = [f"  {name:<14} {command.does}" for name, command in COMMANDS.items()]
     return "usage: thinfs COMMAND ...\n\n" + "\n".join(lines) + "\n\n`thinfs COMMAND --help` says more.\n"
 
 

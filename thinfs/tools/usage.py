@@ -66,7 +66,7 @@ class _Census:
             self.visit(child, dev_id, depth + 1)
 
     def count_exclusive(self, dev_ids: Iterable[int]) -> dict[int, int]:
-        nr_blocks = self._trees.superblock.data_space_map_root.nr_blocks
+        nr_blocks = self._trees.nr_data_blocks
         reached = bytearray(nr_blocks)
         for leaf in self._leaves:
             owner = self._owner[leaf]

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from typing import Final, NamedTuple, TypeVar
 
 from thinfs.blockdev import BlockDevice
-from thinfs.errors import BadMetadata, Busy, ThinfsError
+from thinfs.errors import BadMetadata, Busy, InvalidArgument, ThinfsError
 from thinfs.ondisk.btree_node import BtreeNode
 from thinfs.ondisk.superblock import SUPERBLOCK_LOCATION, Superblock
 from thinfs.ondisk.thin import DEVICE_DETAILS_BYTES, TIME_BITS, TIME_MASK, DeviceDetails
@@ -35,13 +35,23 @@ class MappingRun(NamedTuple):
 class PoolTrees:
     """`superblock` is the live one, or the copy that a metadata snapshot is."""
 
-    def __init__(self, device: BlockDevice, superblock: Superblock) -> None:
+    def __init__(self, device: BlockDevice, superblock: Superblock, nr_data_blocks: int | None = None) -> None:
+        """A metadata snapshot does not say how many data blocks there are: then the pool's number is given."""
         self.device = device
         self.superblock = superblock
+        self.nr_data_blocks = superblock.data_space_map_root.nr_blocks if nr_data_blocks is None else nr_data_blocks
 
     @classmethod
-    def open(cls, device: BlockDevice, *, superblock_nr: int = SUPERBLOCK_LOCATION) -> "PoolTrees":
-        return cls(device, Superblock.parse(read_block(device, superblock_nr), superblock_nr))
+    def open(cls, device: BlockDevice) -> "PoolTrees":
+        return cls(device, Superblock.parse(read_block(device, SUPERBLOCK_LOCATION), SUPERBLOCK_LOCATION))
+
+    def metadata_snapshot(self) -> "PoolTrees":
+        """The trees of the metadata snapshot that is held."""
+        held_root = self.superblock.held_root
+        if not held_root:
+            raise InvalidArgument("no current metadata snap")
+        copy = Superblock.parse(read_block(self.device, held_root), held_root)
+        return PoolTrees(self.device, copy, self.nr_data_blocks)
 
     def node(self, block_nr: int) -> BtreeNode:
         return BtreeNode.parse(read_block(self.device, block_nr), block_nr)
