@@ -2,8 +2,8 @@
 
 import configparser
 import os
-import shutil
 import subprocess
+import sysconfig
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,6 +15,7 @@ from tests.system.conftest import Server
 from tests.system.images import thin_check
 
 SIZE = 64 * MIB
+THINFS = Path(sysconfig.get_path("scripts")) / "thinfs"
 UNIT = Path(__file__).resolve().parents[2] / "docs" / "thinfs.service"
 
 
@@ -130,12 +131,12 @@ def test_the_example_unit_starts_and_stops_with_commands_that_exist() -> None:
     for key in ("ExecStart", "ExecStop"):
         words = service[key].split()
         assert Path(words[0]).name == "thinfs"
-        run(Path(shutil.which("thinfs") or "thinfs"), words[1], "--help")
+        run(THINFS, words[1], "--help")
 
 
 def test_systemd_finds_nothing_wrong_with_the_example_unit(tmp_path: Path) -> None:
-    need("systemd-analyze", "thinfs")
+    need("systemd-analyze")
     copy = tmp_path / UNIT.name
-    copy.write_text(UNIT.read_text().replace("/usr/local/bin/thinfs", str(shutil.which("thinfs"))))
+    copy.write_text(UNIT.read_text().replace("/usr/local/bin/thinfs", str(THINFS)))
     done = subprocess.run(["systemd-analyze", "verify", copy], capture_output=True, text=True, timeout=60, check=False)
     assert UNIT.name not in done.stderr, done.stderr
