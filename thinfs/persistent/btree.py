@@ -322,4 +322,13 @@ def _running(targets: tuple[int, ...]) -> Iterator[int]:
 
 
 def balance(left: BtreeNode, right: BtreeNode) -> None:
-    redistribute((left, right), (left.nr_entries + right.nr_entries) // 2)
+    """Half to the left; only what changes sides is touched, and a pair in balance not at all: the path of removals."""
+    nr_left, nr_right, s = left.nr_entries, right.nr_entries, left.stride
+    nr_moved = (nr_left + nr_right) // 2 - nr_left
+    if nr_moved > 0:
+        left.keys[nr_left : nr_left + nr_moved] = right.keys[:nr_moved]
+        left.values[nr_left * s : (nr_left + nr_moved) * s] = right.values[: nr_moved * s]
+        right.assign(right.keys[nr_moved:nr_right], right.values[nr_moved * s : nr_right * s])
+        left.nr_entries = nr_left + nr_moved
+    elif nr_moved < 0:
+        redistribute((left, right), nr_left + nr_moved)

@@ -7,6 +7,8 @@ back counts in any case. Source: the format reference, section 8.
 
 from bisect import bisect_right
 from collections.abc import Callable
+from dataclasses import dataclass
+from enum import Enum, auto
 from typing import TypeAlias
 
 from thinfs.ondisk.btree_node import BtreeNode
@@ -31,7 +33,7 @@ def remove(tree: Btree, root: int, key: int) -> tuple[int, bool]:
 
 def remove_steps(tree: Btree, root: int, key: int, dec: DecSteps) -> Steps[tuple[int, bool]]:
     """`remove` with a dec hook that takes its time: the entry is there until the hook is done."""
-    root, found = _descend(tree, root, key)
+    root, found, _ = _descend(tree, root, key)
     if found is None:
         return root, False
     node, i = found
@@ -44,9 +46,12 @@ def remove_steps(tree: Btree, root: int, key: int, dec: DecSteps) -> Steps[tuple
 
 def remove_leaves(tree: Btree, root: int, begin: int, end: int) -> tuple[int, int, int]:
     """Remove the run of keys from `begin`, up to the first gap or `end`: (new root, how many, next key)."""
-    nr_removed, dec = 0, tree.levels[-1].dec
+    nr_removed, dec, near = 0, tree.levels[-1].dec, None
     while True:
-        root, found = _descend(tree, root, begin)
+        if near is not None and begin < near.end:
+            found, near = _descend_from(tree, near, begin)
+        else:
+            root, found, near = _descend(tree, root, begin)
         if found is None:
             return root, nr_removed, begin
         node, i = found[0], max(found[1], 0)  # the nearest one counts, section 8 "Range removal"
@@ -59,33 +64,74 @@ def remove_leaves(tree: Btree, root: int, begin: int, end: int) -> tuple[int, in
         nr_removed += 1
 
 
-def _descend(tree: Btree, root: int, key: int) -> tuple[int, tuple[BtreeNode, int] | None]:
-    """Shadow and rebalance down to the leaf: (new root, (leaf, index of last key <= key), or None)."""
+class _Fate(Enum):
+    """What a rebalancing did; SETTLED: done again for a key that leads to the same child, it would do nothing."""
+
+    SETTLED = auto()
+    SHRUNK = auto()
+    BELOW = auto()  # `key` lies below every child (ENODATA)
+
+
+@dataclass(frozen=True, slots=True)
+class _Near:
+    """A leaf's parent to which the whole way is settled for the keys from the last one to `end`."""
+
+    parent: BtreeNode
+    end: int
+
+
+_Found: TypeAlias = tuple[BtreeNode, int] | None  # leaf and index of the last key <= key; None where there is none
+
+
+def _descend(tree: Btree, root: int, key: int) -> tuple[int, _Found, _Near | None]:
+    """Shadow and rebalance down to the leaf: (new root, where, from where the next key may go on)."""
     value_type = tree.levels[-1]
     root, node = tree.shadow(root, value_type)
+    settled, end, parent = True, 1 << 64, None
     while not node.is_leaf:
-        if not _rebalance_children(tree, node, key):
-            return root, None
+        fate = _rebalance_children(tree, node, key)
+        if fate is _Fate.BELOW:
+            return root, None, None
+        settled = settled and fate is _Fate.SETTLED
         if node.is_leaf:
             break
         i = bisect_right(node.keys, key, 0, node.nr_entries) - 1
         if i < 0:
-            return root, None
+            return root, None, None
+        parent, above = node, end
+        if i + 1 < node.nr_entries:
+            end = min(end, node.keys[i + 1])
         node.values[i], node = tree.shadow(node.values[i], value_type)
-    return root, (node, bisect_right(node.keys, key, 0, node.nr_entries) - 1)
+    near = _Near(parent, above) if settled and parent is not None else None
+    return root, (node, bisect_right(node.keys, key, 0, node.nr_entries) - 1), near
 
 
-def _rebalance_children(tree: Btree, parent: BtreeNode, key: int) -> bool:
-    """False where `key` lies below every child (ENODATA)."""
-    if parent.nr_entries == 1:
+def _descend_from(tree: Btree, near: _Near, key: int) -> tuple[_Found, _Near | None]:
+    """The last step of `_descend`, where those above would do nothing."""
+    node = near.parent
+    fate = _rebalance_children(tree, node, key)
+    if fate is _Fate.BELOW:
+        return None, None
+    if not node.is_leaf:
+        i = bisect_right(node.keys, key, 0, node.nr_entries) - 1
+        if i < 0:
+            return None, None
+        node.values[i], node = tree.shadow(node.values[i], tree.levels[-1])
+    found = node, bisect_right(node.keys, key, 0, node.nr_entries) - 1
+    return found, near if fate is _Fate.SETTLED else None
+
+
+def _rebalance_children(tree: Btree, parent: BtreeNode, key: int) -> _Fate:
+    nr_before = parent.nr_entries
+    if nr_before == 1:
         child_nr = parent.values[0]
         parent.become(tree.tm.bm.read(child_nr, BtreeNode))
         tree.tm.dec(child_nr)
-        return True
-    i = bisect_right(parent.keys, key, 0, parent.nr_entries) - 1
+        return _Fate.SHRUNK
+    i = bisect_right(parent.keys, key, 0, nr_before) - 1
     if i < 0:
-        return False
-    first, last = max(i - 1, 0), min(i + 1, parent.nr_entries - 1)
+        return _Fate.BELOW
+    first, last = max(i - 1, 0), min(i + 1, nr_before - 1)
     children = []
     for j in range(first, last + 1):
         parent.values[j], child = tree.shadow(parent.values[j], tree.levels[-1])
@@ -94,7 +140,7 @@ def _rebalance_children(tree: Btree, parent: BtreeNode, key: int) -> bool:
         _rebalance_pair(tree.tm, parent, first, children[0], children[1])
     else:
         _rebalance_triple(tree.tm, parent, first, children[0], children[1], children[2])
-    return True
+    return _Fate.SETTLED if parent.nr_entries == nr_before else _Fate.SHRUNK
 
 
 def _drop_child(tm: TransactionManager, parent: BtreeNode, i: int) -> None:
