@@ -94,7 +94,7 @@ class SeenPool:
         elif kind == "write":
             self._write(self.thins[dev_id], begin, end)
         elif kind == "discard":
-            self.thins[dev_id].remove_range(begin, end)
+            drive(self.thins[dev_id].remove_range(begin, end))
         elif kind == "reserve":
             drive(metadata.reserve_metadata_snap())
         elif kind == "release":

@@ -43,7 +43,7 @@ def discard(metadata: PoolMetadata, thin: ThinDevice, begin: int, end: int) -> N
     found = thin.find_mapped_range(begin, end)
     assert found is not None and found[:2] == (begin, end)
     data_begin, data_end = found[2], found[2] + end - begin
-    thin.remove_range(begin, end)
+    drive(thin.remove_range(begin, end))
     metadata.inc_data_blocks(data_begin, data_end)
     commit(metadata)
     metadata.dec_data_blocks(data_begin, data_end)
@@ -177,7 +177,7 @@ def test_freed_data_blocks_are_not_reused_before_the_commit_and_the_search_goes_
     metadata.create_thin(0)
     thin = metadata.open_thin(0)
     write(metadata, thin, *range(6))
-    thin.remove_range(1, 3)
+    drive(thin.remove_range(1, 3))
     assert metadata.nr_free_data_blocks == 4
     assert [metadata.alloc_data_block() for _ in range(2)] == [6, 7]
     with pytest.raises(NoSpace):

@@ -102,7 +102,7 @@ class History:
         if dev_id is not None:
             begin, end = self._range()
             thin = self.metadata.open_thin(dev_id)
-            thin.remove_range(begin, end)
+            drive(thin.remove_range(begin, end))
             self.metadata.close_thin(thin)
             for thin_block in range(begin, end):
                 self.model[dev_id].pop(thin_block, None)
@@ -116,7 +116,7 @@ class History:
         for run_begin, run_end, data_begin, _ in thin.mapped_runs(begin, end):
             for thin_block in range(run_begin, run_end):
                 assert self.model[dev_id].pop(thin_block) == data_begin + thin_block - run_begin
-            thin.remove_range(run_begin, run_end)
+            drive(thin.remove_range(run_begin, run_end))
             self.metadata.inc_data_blocks(data_begin, data_begin + run_end - run_begin)
             if self.random.getrandbits(1):
                 self.commit(model=False)

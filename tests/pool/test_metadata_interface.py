@@ -156,7 +156,7 @@ def test_read_only_metadata_refuses_changes_with_eperm_and_reads_on() -> None:
         lambda: metadata.create_thin(1),
         lambda: metadata.alloc_data_block(),
         lambda: thin.insert_block(0, 0),
-        lambda: thin.remove_range(0, 1),
+        lambda: drive(thin.remove_range(0, 1)),
         lambda: commit(metadata),
     ]
     for change in changes:
@@ -203,7 +203,7 @@ def test_a_device_whose_creation_was_aborted_maps_nothing() -> None:
     assert thin.find_mapped_range(0, 9) is None
     assert thin.highest_mapped_block() is None
     with pytest.raises(NoSuchThin):
-        thin.remove_range(0, 1)
+        drive(thin.remove_range(0, 1))
 
 
 def test_an_abort_that_cannot_reopen_leaves_nothing_usable() -> None:
@@ -273,7 +273,7 @@ def test_a_metadata_snapshot_holds_the_trees_until_it_is_released(tmp_path: Path
     assert (held.held_root, held.data_space_map_root.nr_blocks) == (0, 0)
     with pytest.raises(Busy):
         drive(metadata.reserve_metadata_snap())
-    thin.remove_range(0, 200)
+    drive(thin.remove_range(0, 200))
     commit(metadata)
     assert metadata.nr_data_blocks - metadata.nr_free_data_blocks == 300
     old = {key: value[0] for key, value in metadata.objects.top.walk(held.data_mapping_root)}

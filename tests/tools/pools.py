@@ -62,7 +62,7 @@ def random_pool(path: Path, seed: int, *, steps: int = 250, metadata_snapshot: b
             elif kind < 0.25:
                 thin = metadata.open_thin(random.choice(dev_ids))
                 begin = random.randrange(3000)
-                thin.remove_range(begin, begin + random.randrange(200))
+                drive(thin.remove_range(begin, begin + random.randrange(200)))
                 metadata.close_thin(thin)
             else:
                 begin, stride = random.randrange(3000), random.choice((1, 1, 1, 3))

@@ -209,3 +209,36 @@ async def test_changes_are_committed_within_a_second_without_being_asked(
     await trio.sleep(1.1)
     assert files.metadata.read_bytes() != first
     await device.aclose()
+
+
+async def test_reads_go_on_while_a_long_discard_runs_and_see_blocks_go(tmp_path: Path) -> None:
+    run_on_the_spot()
+    nr_blocks = 20_000
+    files = make_pool(tmp_path, data_bytes=nr_blocks * BLOCK, metadata_bytes=16 * MIB)
+    seen: list[bytes] = []
+    async with open_device_mapper("/nonexistent") as mapper:
+        await mapper.create("p", files.table(features="1 skip_block_zeroing"))
+        await mapper.message("p", "create_thin 0")
+        await mapper.create("t", f"0 {nr_blocks * 128} thin /dev/mapper/p 0")
+        device = await mapper.open("t")
+        for block in range(nr_blocks):
+            await device.write(block * BLOCK, b"mapped")
+        ended = trio.Event()
+
+        async def discard() -> None:
+            await device.discard(0, (nr_blocks - 1) * BLOCK)
+            ended.set()
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(discard)
+            while not ended.is_set():
+                await trio.lowlevel.checkpoint()
+                seen.append(await device.read(nr_blocks // 2 * BLOCK, 6))
+                assert await device.read((nr_blocks - 1) * BLOCK, 6) == b"mapped"
+        assert await device.read(0, 6) == bytes(6)
+        await device.aclose()
+    thin_check(files.metadata)
+    # the block in the middle was there first and then gone, and was looked at more often than once or twice
+    assert seen == sorted(seen, reverse=True)
+    assert len(seen) > 5
+    assert {seen[0], seen[-1]} == {b"mapped", bytes(6)}

@@ -6,15 +6,17 @@ back counts in any case. Source: the format reference, section 8.
 """
 
 from bisect import bisect_right
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from dataclasses import dataclass
 from enum import Enum, auto
-from typing import TypeAlias
+from typing import Final, TypeAlias
 
 from thinfs.ondisk.btree_node import BtreeNode
 from thinfs.persistent.btree import Btree, balance, redistribute
 from thinfs.persistent.transaction_manager import TransactionManager
 from thinfs.steps import Steps, drive
+
+_REMOVALS_BETWEEN_YIELDS: Final = 256  # about a millisecond
 
 DecSteps: TypeAlias = Callable[[BtreeNode, int], Steps[None]]
 
@@ -44,8 +46,11 @@ def remove_steps(tree: Btree, root: int, key: int, dec: DecSteps) -> Steps[tuple
     return root, True
 
 
-def remove_leaves(tree: Btree, root: int, begin: int, end: int) -> tuple[int, int, int]:
-    """Remove the run of keys from `begin`, up to the first gap or `end`: (new root, how many, next key)."""
+def remove_leaves(tree: Btree, root: int, begin: int, end: int) -> Generator[int, None, tuple[int, int, int]]:
+    """Remove the run of keys from `begin`, up to the first gap or `end`: (new root, how many, next key).
+
+    Yields the present root now and then, at which the tree may be read.
+    """
     nr_removed, dec, near = 0, tree.levels[-1].dec, None
     while True:
         if near is not None and begin < near.end:
@@ -62,6 +67,8 @@ def remove_leaves(tree: Btree, root: int, begin: int, end: int) -> tuple[int, in
         begin = node.keys[i] + 1
         node.delete_at(i)
         nr_removed += 1
+        if nr_removed % _REMOVALS_BETWEEN_YIELDS == 0:
+            yield root
 
 
 class _Fate(Enum):

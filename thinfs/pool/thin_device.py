@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from thinfs.errors import NoSuchThin
 from thinfs.ondisk.thin import TIME_BITS, TIME_MASK, DeviceDetails, pack_mapping
 from thinfs.persistent import btree_remove
+from thinfs.steps import Steps
 
 if TYPE_CHECKING:
     from thinfs.pool.metadata import PoolMetadata
@@ -20,8 +21,8 @@ MappedRange = tuple[int, int, int, bool]  # thin_begin, thin_end, data_begin, sh
 
 class ThinDevice:
     __slots__ = (
-        "_metadata", "aborted_with_changes", "creation_time", "dev_id", "in_core_nr", "mapped_blocks", "open_count",
-        "snapshotted_time", "transaction_id",
+        "_metadata", "_root_aside", "aborted_with_changes", "creation_time", "dev_id", "in_core_nr", "mapped_blocks",
+        "open_count", "snapshotted_time", "transaction_id",
     )  # fmt: skip
 
     def __init__(self, metadata: "PoolMetadata", dev_id: int, details: DeviceDetails, in_core_nr: int) -> None:
@@ -34,6 +35,7 @@ class ThinDevice:
         self.snapshotted_time = details.snapshotted_time
         self.in_core_nr = in_core_nr  # a commit writes those that came last first
         self.aborted_with_changes = False
+        self._root_aside: int | None = None  # while a range is removed the top level does not hold the tree
 
     @property
     def changed(self) -> bool:
@@ -55,6 +57,8 @@ class ThinDevice:
         """The root of this device's tree; None where an abort took the device back, which then maps nothing."""
         metadata = self._metadata
         metadata.check_usable()
+        if self._root_aside is not None:
+            return self._root_aside
         return metadata.objects.top.lookup(metadata.mapping_root, self.dev_id)
 
     def find_block(self, thin_block: int) -> tuple[int, bool] | None:
@@ -117,8 +121,14 @@ class ThinDevice:
         if is_new:
             self.mapped_blocks += 1
 
-    def remove_range(self, begin: int, end: int) -> None:
+    def remove_range(self, begin: int, end: int) -> Steps[None]:
         """Unmap [begin, end): take the tree out of the top level, remove run by run, put it back."""
+        try:
+            yield from self._remove_range(begin, end)
+        finally:
+            self._root_aside = None
+
+    def _remove_range(self, begin: int, end: int) -> Steps[None]:
         metadata = self._metadata
         metadata.begin_change()
         objects = metadata.objects
@@ -128,6 +138,7 @@ class ThinDevice:
         # The extra reference turns the removal's "delete the subtree" into a mere decrement.
         objects.tm.inc(root)
         metadata.mapping_root, _ = btree_remove.remove(objects.top, metadata.mapping_root, self.dev_id)
+        self._root_aside = root
         nr_removed = 0
         while begin < end:
             position = objects.bottom.next_position(root, begin)
@@ -136,7 +147,15 @@ class ThinDevice:
             begin = position[0].keys[position[1]]
             if begin >= end:
                 break
-            root, nr, begin = btree_remove.remove_leaves(objects.bottom, root, begin, end)
+            removing = btree_remove.remove_leaves(objects.bottom, root, begin, end)
+            while True:
+                try:
+                    self._root_aside = next(removing)
+                except StopIteration as stop:
+                    root, nr, begin = stop.value
+                    break
+                yield None
+            self._root_aside = root
             nr_removed += nr
         self.mapped_blocks -= nr_removed
         self.changed = True

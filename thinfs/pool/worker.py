@@ -144,9 +144,9 @@ class Worker:
         discards, self._discards = self._discards, deque()
         for discard in discards:
             if isinstance(discard, _Discard):
-                self._unmap(discard)
+                yield from self._unmap(discard)
             else:
-                self._unmap_and_pass_down(discard)
+                yield from self._unmap_and_pass_down(discard)
             yield None
         passed_down, self._passed_down = self._passed_down, deque()
         for run in passed_down:
@@ -422,19 +422,19 @@ class Worker:
         if discard.remaining == 0:
             self._finish_discard(discard)
 
-    def _unmap(self, discard: _Discard) -> None:
+    def _unmap(self, discard: _Discard) -> Steps[None]:
         try:
-            discard.thin.internal.remove_range(discard.cell.begin, discard.cell.end)
+            yield from discard.thin.internal.remove_range(discard.cell.begin, discard.cell.end)
         except ThinfsError as failure:
             self._pool.metadata_operation_failed("remove_range", failure)
             discard.error = IOFailed(f"thin {discard.thin.dev_id}: discard: {failure}")
         self._finish_discard(discard)
 
-    def _unmap_and_pass_down(self, run: _DiscardRun) -> None:
+    def _unmap_and_pass_down(self, run: _DiscardRun) -> Steps[None]:
         """Remove a run, but keep its blocks counted until the data device has discarded them."""
         metadata = self._pool.metadata
         try:
-            run.thin.internal.remove_range(run.thin_begin, run.thin_end)
+            yield from run.thin.internal.remove_range(run.thin_begin, run.thin_end)
             metadata.inc_data_blocks(run.data_begin, run.data_end)
         except ThinfsError as failure:
             self._pool.metadata_operation_failed("remove_range", failure)
