@@ -23,6 +23,7 @@ COMMANDS: Mapping[str, Command] = {
     "check": Command("thinfs.cli.tools", "check", "check a pool's metadata"),
     "dump": Command("thinfs.cli.tools", "dump", "a pool's metadata as XML or text"),
     "ls": Command("thinfs.cli.tools", "ls", "the thins of a pool"),
+    "map": Command("thinfs.cli.tools", "map_blocks", "which thins map which data blocks"),
     "metadata-size": Command("thinfs.cli.tools", "metadata_size", "how large a metadata device must be"),
     "demo": Command("thinfs.cli.demo", "main", "a walkthrough, narrated, that leaves nothing behind"),
 }

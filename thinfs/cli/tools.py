@@ -1,5 +1,5 @@
-"""The offline tools of the command line: check, dump, ls, metadata-size; options and exit status of
-thin-provisioning-tools 0.9.0, whose names these have with `thin_` before them.
+"""The offline tools of the command line: check, dump, ls, map, metadata-size; options and exit status of
+thin-provisioning-tools 0.9.0, whose names these have with `thin_` before them; `map` is our own.
 
 Promises: what is read from is opened for reading only, and not at all where another thinfs has it for writing (a
 metadata snapshot, `-m`, may be read at any time). One line on standard error says why something failed.
@@ -18,6 +18,7 @@ from thinfs.blockdev import FileDevice
 from thinfs.errors import Busy, InvalidArgument, ThinfsError, from_oserror
 from thinfs.ondisk.superblock import FLAG_NEEDS_CHECK, SUPERBLOCK_LOCATION, Superblock
 from thinfs.persistent.block_manager import write_and_flush
+from thinfs.tools.block_map import map_lines
 from thinfs.tools.check import Verdict, check_pool, check_superblock
 from thinfs.tools.dump_formats import FORMATS
 from thinfs.tools.ir import dump_of
@@ -189,6 +190,20 @@ def _ls(options: argparse.Namespace) -> int:
     with _metadata(options.metadata, in_use_allowed=options.metadata_snap) as device:
         trees = _trees(device, options.metadata_snap)
         _write(None, listing_lines(trees, options.format.split(","), headers=not options.no_headers))
+    return 0
+
+
+def map_blocks(arguments: Sequence[str]) -> int:
+    parser = _parser("map", "Which thins map which data blocks, and what nobody maps.")
+    parser.add_argument("-m", "--metadata-snap", action="store_true", help="of the metadata snapshot")
+    _metadata_argument(parser)
+    options = parser.parse_args(arguments)
+    return _run("map", lambda: _map(options))
+
+
+def _map(options: argparse.Namespace) -> int:
+    with _metadata(options.metadata, in_use_allowed=options.metadata_snap) as device:
+        _write(None, map_lines(_trees(device, options.metadata_snap)))
     return 0
 
 
