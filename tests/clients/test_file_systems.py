@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.clients.conftest import MIB, Volumes, need, need_block_devices, run
+from tests.system.images import make_pool
 
 SIZE = 512 * MIB
 CAP_SYS_RESOURCE = 24
@@ -221,3 +222,18 @@ def test_a_server_killed_while_it_had_frozen_is_cleaned_up_by_the_next(volumes: 
     volumes.create_pool()
     volumes.activate("t", 0, SIZE)
     run("e2fsck", "-fy", volumes.node("t"))
+
+
+def test_a_file_system_that_holds_pool_files_of_the_server_is_not_frozen(volumes: Volumes, ext4: Path) -> None:
+    need("fsfreeze")
+    directory = volumes.mounted_at("t")
+    inner = make_pool(directory, data_bytes=16 * MIB, metadata_bytes=4 * MIB)
+    volumes.dmsetup("create", volumes.name("inner"), "--table", inner.table())
+    volumes.dmsetup("message", volumes.name("inner"), "0", "create_thin 0")
+    volumes.dmsetup("suspend", volumes.name("t"))
+    thaw = subprocess.Popen(["fsfreeze", "-u", directory], stderr=subprocess.PIPE, text=True, env=ENGLISH)
+    volumes.dmsetup("resume", volumes.name("t"))
+    assert "Invalid argument" in thaw.communicate(timeout=60)[1]
+    assert "frozen" not in volumes.server.log.read_text()
+    volumes.dmsetup("remove", volumes.name("inner"))
+    run("umount", directory)
