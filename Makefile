@@ -16,10 +16,11 @@ test:
 	@scripts/setup test
 	.venv/bin/pytest $(ARGS)
 
-# 100 long histories: every power cut, every fault. ARGS="--histories 1000 --seed 5000" for others.
+# 100 long histories: every power cut, every fault; then the bulk paths. ARGS="--histories 1000 --seed 5000" for others.
 simulation:
 	@scripts/setup test
 	.venv/bin/python -m tests.simulation.sweep $(ARGS)
+	.venv/bin/python -m tests.simulation.bulk
 
 lint:
 	@scripts/setup lint

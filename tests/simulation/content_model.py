@@ -53,6 +53,13 @@ class ThinModel:
         else:
             self.latest[block] = contents
 
+    def adopt(self, block: int, found: bytes) -> None:
+        """The live pool shows this, whatever was tried. Zeros may be a hole: the next write may fill it with anything."""
+        if found == ZEROS:
+            self.latest.pop(block, None)
+        else:
+            self.latest[block] = found
+
     def candidates(self, block: int) -> list[bytes | Wild]:
         return [self.sure.get(block, ZEROS), *self.since.get(block, []), self.latest.get(block, ZEROS)]
 

@@ -258,7 +258,7 @@ class History:
                 if not model.accepts(block, found):
                     raise AssertionError(f"thin {dev_id} block {block}: the live pool shows what nobody wrote")
                 if block in model.doubtful or model.is_wild(block):
-                    model.latest[block] = found
+                    model.adopt(block, found)
 
     def _read_live(self, thin: Thin, block: int) -> bytes | None:
         try:

@@ -239,6 +239,8 @@ def run_history(
                 if cuts.failures:
                     break
             cuts.at_the_end()
+        except AssertionError as error:
+            cuts.failures.append(f"seed {seed}, {len(history.log)} operations, the last {history.log[-3:]}: {error}")
         finally:
             cuts.failures += cuts.external.failures()
             cuts.counts += cuts.external.counts
