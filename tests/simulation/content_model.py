@@ -54,7 +54,7 @@ class ThinModel:
             self.latest[block] = contents
 
     def adopt(self, block: int, found: bytes) -> None:
-        """The live pool shows this, whatever was tried. Zeros may be a hole: the next write may fill it with anything."""
+        """The live pool shows this, whatever was tried. Zeros may be a hole, which a part write leaves wild."""
         if found == ZEROS:
             self.latest.pop(block, None)
         else:
