@@ -1,5 +1,5 @@
 # make demo, make test, make lint: each sets up what it needs first (scripts/setup), which takes a second when all is there.
-.PHONY: setup demo test simulation lint clean
+.PHONY: setup demo test simulation lint bench bench-quick profile clean
 .NOTPARALLEL:
 
 # Debian keeps mke2fs, debugfs and thin_check where an ordinary user's PATH does not lead.
@@ -29,8 +29,23 @@ lint:
 	.venv/bin/mypy
 	.venv/bin/lint-imports
 
+# The full run takes up to 15 minutes of a machine that does nothing else, and writes bench/results and the README's table.
+bench:
+	@scripts/setup bench
+	.venv/bin/python -m bench run $(ARGS)
+
+# Under two minutes, one round: shows that the bench works and where a change has gone; writes .cache/bench/quick.
+bench-quick:
+	@scripts/setup bench
+	.venv/bin/python -m bench run --quick $(ARGS)
+
+# Where the time of a 4 KiB read, a 4 KiB write, a first write and a commit goes: bench/profile.txt.
+profile:
+	@scripts/setup bench
+	.venv/bin/python -m bench profile
+
 # What the commands above made; packages of the machine stay.
 clean:
 	rm -rf .venv .cache build *.egg-info .mypy_cache .ruff_cache .import_linter_cache .hypothesis .pytest_cache
-	find thinfs kernel_backend tests -name __pycache__ -type d -prune -exec rm -rf {} +
+	find thinfs kernel_backend tests bench -name __pycache__ -type d -prune -exec rm -rf {} +
 	find thinfs -name '*.so' -delete

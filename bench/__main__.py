@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 
 from bench import dropin, engine, front, guest, machine, table
+from bench.rounds import Row
 from bench.subjects import CACHE, HERE, TOP
 
 RESULTS = HERE / "results"
@@ -23,7 +24,7 @@ def _say(text: str) -> None:
 
 def measure(parts: list[str], *, quick: bool) -> table.Run:
     described = machine.describe()
-    rows, notes = [], []
+    rows, notes = list[Row](), list[str]()
     if "front" in parts:
         plan = front.Plan(1, 0.4, ("tmpfs",), quick=True) if quick else front.Plan(3, 0.5)
         found, said = front.run(plan, _say)

@@ -148,7 +148,9 @@ def changes(nr_mappings: int, directory: str) -> dict[str, float]:
         opened.write(thin, block)
         drive(opened.pool.commit())
 
-    result["first write + commit, us"] = each(write_and_commit, list(range(nr_mappings + 100_000, nr_mappings + 100_300)))
+    result["first write + commit, us"] = each(
+        write_and_commit, list(range(nr_mappings + 100_000, nr_mappings + 100_300))
+    )
     result["snapshot, ms"] = each(lambda dev_id: opened.message(f"create_snap {dev_id} 0"), list(range(1, 21))) / 1e3
     mapped_blocks = rng.sample(range(nr_mappings), min(nr_mappings, 5000))
     result["break of sharing, us"] = each(lambda block: opened.write(thin, block), mapped_blocks)

@@ -40,7 +40,8 @@ class Job:
         )
         return [
             "fio", "--name=job", f"--filename={path}", f"--size={size_bytes}", f"--rw={self.rw}", "--thread",
-            f"--bs={self.block_bytes}", f"--iodepth={self.depth}", f"--ioengine={engine}", f"--direct={int(self.direct)}",
+            f"--bs={self.block_bytes}", f"--iodepth={self.depth}", f"--ioengine={engine}",
+            f"--direct={int(self.direct)}",
             "--output-format=json", "--randrepeat=1", "--allow_file_create=0", "--fallocate=none", "--refill_buffers=0",
             f"--end_fsync={int(writes)}", f"--fsync={int(self.fsync_each)}", *extent,
         ]  # fmt: skip
@@ -70,5 +71,5 @@ def result_of(output: str, job: Job) -> float:
     side = done["write" if "write" in job.rw else "read"]
     seconds = max(done["job_runtime"], side["runtime"], 1) / 1000
     if job.unit == "MB/s":
-        return float(side["io_bytes"]) / 1e6 / seconds
-    return float(side["total_ios"]) / seconds
+        return float(side["io_bytes"]) / 1e6 / float(seconds)
+    return float(side["total_ios"]) / float(seconds)

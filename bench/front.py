@@ -157,7 +157,7 @@ class _Round:
 
 
 def _ext4_over(subject: Subject, directory: Path, stack: ExitStack) -> str:
-    """A file in an ext4 on a loop device (direct I/O) over the volume: all of it allocated, none of it written lazily."""
+    """A file in an ext4 on a loop device (direct I/O) over the volume: all written, nothing lazy."""
 
     def command(*words: str) -> str:
         done = subprocess.run(words, capture_output=True, text=True, stdin=subprocess.DEVNULL, timeout=120)

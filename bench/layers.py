@@ -51,12 +51,16 @@ async def profile(directory: Path) -> str:
             await operations.fsync(handle, True)
 
         parts = [
-            await _operation("4 KiB read of a mapped block", lambda i: operations.read(handle, i % 2000 * _BLOCK, _4K), 20_000),
+            await _operation(
+                "4 KiB read of a mapped block", lambda i: operations.read(handle, i % 2000 * _BLOCK, _4K), 20_000
+            ),
             await _operation(
                 "4 KiB write to a mapped block", lambda i: operations.write(handle, i % 2000 * _BLOCK, _DATA), 20_000
             ),
             await _operation(
-                "first write: 4 KiB to a new block", lambda i: operations.write(handle, (2000 + i) * _BLOCK, _DATA), 3000
+                "first write: 4 KiB to a new block",
+                lambda i: operations.write(handle, (2000 + i) * _BLOCK, _DATA),
+                3000,
             ),
             await _operation("commit: first write, then fsync", write_and_fsync, 500),
         ]
@@ -102,7 +106,12 @@ def _report(name: str, times: int, wall_us: float, cpu_us: float, profiler: cPro
             layers[layer_of(file)] = layers.get(layer_of(file), 0) + seconds
         own[function] = seconds
     total = sum(own.values()) or 1
-    lines = [f"## {name}", "", f"{wall_us:.1f} us by the clock, {cpu_us:.1f} us of processor ({times} times, unprofiled)", ""]
+    lines = [
+        f"## {name}",
+        "",
+        f"{wall_us:.1f} us by the clock, {cpu_us:.1f} us of processor ({times} times, unprofiled)",
+        "",
+    ]
     for layer, seconds in sorted(layers.items(), key=lambda item: -item[1]):
         if seconds / total >= 0.005:
             lines.append(f"  {100 * seconds / total:5.1f} %  {layer}")
@@ -126,6 +135,8 @@ def write(path: Path) -> None:
         text = trio.run(profile, directory)
     finally:
         shutil.rmtree(directory, ignore_errors=True)
-    described = ", ".join(f"{key} {value}" for key, value in machine.describe().items() if key in ("date", "cpu", "python"))
+    described = ", ".join(
+        f"{key} {value}" for key, value in machine.describe().items() if key in ("date", "cpu", "python")
+    )
     path.write_text(f"# make profile: {described}\n\n{text}")
     print(text)

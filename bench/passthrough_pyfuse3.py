@@ -16,7 +16,7 @@ import trio
 VOLUME_INODE = 2
 
 
-class PassThrough(pyfuse3.Operations):  # type: ignore[misc]  # pyfuse3 ships no types
+class PassThrough(pyfuse3.Operations):
     enable_writeback_cache = False
     supports_dot_lookup = False
 
