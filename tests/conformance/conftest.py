@@ -16,6 +16,7 @@ import trio
 import trio.testing
 
 from kernel_backend.uml import KERNEL_6_1, KERNEL_6_12, GuestKernel
+from thinfs.userspace.blocking import run_on_the_spot
 
 from .bench import Bench, Machine, PoolOnBench
 from .capabilities import BACKENDS, LACKS
@@ -62,8 +63,13 @@ def _run(function: Callable[..., Awaitable[Any]], **arguments: Any) -> Any:
     return trio.run(_limited, function, **arguments)
 
 
+async def _on_the_spot(function: Callable[..., Awaitable[Any]]) -> Any:
+    run_on_the_spot()
+    return await _limited(function)
+
+
 def _run_in_virtual_time(function: Callable[..., Awaitable[Any]], *, clock: Any = None, **rest: Any) -> Any:
-    return trio.run(_limited, function, clock=clock or trio.testing.MockClock(), **rest)
+    return trio.run(_on_the_spot, function, clock=clock or trio.testing.MockClock(), **rest)
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

@@ -29,7 +29,7 @@ from .removal import remove_devices
 from .userspace_machines import DEFAULT_NO_SPACE_TIMEOUT, scratch_directory
 
 DISK_PREFIX: Final = "disk-"
-GUEST_IMAGE_BYTES: Final = 16 << 30
+GUEST_IMAGE_BYTES: Final = 80 << 30
 NR_GUEST_IMAGES: Final = 8
 _NO_SPACE_TIMEOUT: Final = ("dm_thin_pool", "no_space_timeout")
 

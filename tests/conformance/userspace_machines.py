@@ -150,8 +150,8 @@ class MountedDevice:
     """Reads, writes and fsync go through the file in the mount, past the page cache. Discards go by the socket: a
     punched hole must read as zeros, where a discard leaves the edges alone and shows an origin again."""
 
-    def __init__(self, path: Path, remote: OpenDevice) -> None:
-        self._remote = remote
+    def __init__(self, path: Path, client: ControlClient) -> None:
+        self._client = client
         self._path = path
         self._limiter = trio.CapacityLimiter(100)
         with _system_errors(path):
@@ -171,7 +171,11 @@ class MountedDevice:
             done += await self._run(lambda piece=piece, done=done: os.pwrite(self._fd, piece, offset + done))  # type: ignore[misc]
 
     async def discard(self, offset: int, length: int) -> None:
-        await self._remote.discard(offset, length)
+        remote = await self._client.open(self._path.name)
+        try:
+            await remote.discard(offset, length)
+        finally:
+            await remote.aclose()
 
     async def flush(self) -> None:
         await self._run(lambda: os.fsync(self._fd))
@@ -185,7 +189,6 @@ class MountedDevice:
             fd, self._fd = self._fd, -1
             with trio.CancelScope(shield=True):
                 await trio.to_thread.run_sync(os.close, fd)
-                await self._remote.aclose()
 
 
 @contextlib.contextmanager
@@ -207,12 +210,7 @@ class MountedBackend:
         return getattr(self._client, name)
 
     async def open(self, name: str) -> OpenDevice:
-        remote = await self._client.open(name)
-        try:
-            return await trio.to_thread.run_sync(MountedDevice, self._server.mount / name, remote)
-        except BaseException:
-            await remote.aclose()
-            raise
+        return await trio.to_thread.run_sync(MountedDevice, self._server.mount / name, self._client)
 
 
 class ServerMachine:
