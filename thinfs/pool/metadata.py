@@ -6,6 +6,7 @@ bytes only (thinfs.steps). A change in read-only mode is PermissionRefused (EPER
 after a failed abort everything is InvalidArgument. Never decides modes: pool/pool.py does. Source: section 9.
 """
 
+import logging
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 
@@ -26,6 +27,8 @@ from thinfs.pool.thin_device import ThinDevice
 from thinfs.steps import Steps, drive
 from thinfs.units import METADATA_RESERVE_MAX_BLOCKS
 
+log = logging.getLogger("thinfs.pool.metadata")
+
 __all__ = ["PoolMetadata", "ThinDevice"]
 
 
@@ -45,6 +48,7 @@ class PoolMetadata:
         self.failed = False  # an abort failed: nothing works any more
         self._read_only = False
         self._in_service = False
+        self._flag_unwritten = False
         self._devices: dict[int, ThinDevice] = {}
         self._nr_came_in_core = 0
         self.changed_devices: set[ThinDevice] = set()  # of those in core, since the last commit
@@ -64,6 +68,8 @@ class PoolMetadata:
 
     def close(self) -> None:
         """Drop everything that was not committed."""
+        if self._flag_unwritten and not self.failed:
+            self._write_flag()
         self.failed = True
         self._devices.clear()
         self.changed_devices.clear()
@@ -104,12 +110,24 @@ class PoolMetadata:
         return bool(self._flags & FLAG_NEEDS_CHECK)
 
     def set_needs_check(self) -> None:
-        """Set the flag in the superblock on the device at once; what else it holds stays as committed."""
+        """Set the flag, in the superblock on the device too; what else that holds stays as committed.
+
+        When it cannot be written now it is tried again at the close: the kernel's goes to the device then (seen).
+        """
         self._in_service = True
         self.check_usable()
         self._flags |= FLAG_NEEDS_CHECK
         self._superblock = replace(self._superblock, flags=self._flags)
-        write_and_flush(self.device, [(0, self._superblock.build(SUPERBLOCK_LOCATION))])
+        self._flag_unwritten = True
+        self._write_flag()
+
+    def _write_flag(self) -> None:
+        try:
+            write_and_flush(self.device, [(0, self._superblock.build(SUPERBLOCK_LOCATION))])
+        except ThinfsError as failure:
+            log.error("needs_check is not yet in the superblock: %s", failure)
+        else:
+            self._flag_unwritten = False
 
     # -- the pool's numbers
 

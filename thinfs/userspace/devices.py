@@ -374,6 +374,8 @@ class DeviceMapper:
     async def _resume(self, device: MappedDevice) -> None:
         old: Table | None = None
         size_before = device.size_bytes
+        if device.live is None and device.inactive is None:
+            return  # as the kernel: a success without effect
         if device.inactive is not None:
             table, device.inactive = device.inactive, None
             old = device.swap_in(table)
