@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from thinfs.errors import BadMetadata, WrongBlock
 from thinfs.ondisk import checksum
 from thinfs.ondisk.btree_node import INTERNAL_NODE, LEAF_NODE, BtreeNode, max_entries_for
-from thinfs.ondisk.space_map import Bitmap, IndexEntry, MetadataIndex, SpaceMapRoot
+from thinfs.ondisk.space_map import BITMAP, Bitmap, IndexEntry, MetadataIndex, SpaceMapRoot
 from thinfs.ondisk.superblock import FLAG_NEEDS_CHECK, Superblock, is_unformatted
 from thinfs.ondisk.thin import DeviceDetails, pack_mapping, unpack_mapping
 from thinfs.persistent.block_manager import MetadataBlock
@@ -176,3 +176,9 @@ def test_a_node_is_decoded_and_encoded_as_its_schema_says(node: BtreeNode, block
     data = node._encode(block_nr)
     assert data == node._encode_by_schema(block_nr)
     assert BtreeNode._decode(data, block_nr) == BtreeNode._decode_by_schema(data, block_nr) == node
+
+
+@given(bitmaps(), BLOCK)
+def test_a_bitmap_is_encoded_as_its_schema_says(bitmap: Bitmap, block_nr: int) -> None:
+    parsed = BITMAP.parse(bitmap.build(block_nr))
+    assert (parsed.not_used, parsed.blocknr, parsed.entries) == (bitmap.not_used, block_nr, bytes(bitmap.entries))

@@ -42,6 +42,8 @@ BITMAP = Struct(
     "entries" / Bytes(ENTRIES_PER_BITMAP // 4),
 )
 
+_BITMAP_HEADER: Final = fields.leading_integers(BITMAP)  # built at each commit; construct takes ten times as long
+
 # A pair of bits -> the count it stands for, and back: its lower bit is the count's high bit; 3 = overflow tree.
 PAIR_TO_COUNT: Final = (0, 2, 1, 3)
 OVERFLOW: Final = 3
@@ -101,8 +103,8 @@ class MetadataIndex:
         words = self.index
         return [IndexEntry.from_words(words[i], words[i + 1]) for i in range(0, len(words), 2)]
 
-    def set_entries(self, entries: list[IndexEntry]) -> None:
-        self.index = array("Q", [word for entry in entries for word in entry.words()])
+    def set_entry(self, i: int, entry: IndexEntry) -> None:
+        self.index[2 * i], self.index[2 * i + 1] = entry.words()
 
 
 @dataclass(slots=True)
@@ -124,8 +126,7 @@ class Bitmap:
         return cls(raw.not_used, bytearray(raw.entries))
 
     def build(self, block_nr: int) -> bytes:
-        raw = {"csum": 0, "not_used": self.not_used, "blocknr": block_nr, "entries": bytes(self.entries)}
-        return checksum.stamp(fields.build(BITMAP, raw, block_nr, "bitmap"), checksum.BITMAP_SALT)
+        return checksum.stamp(_BITMAP_HEADER.pack(0, self.not_used, block_nr) + self.entries, checksum.BITMAP_SALT)
 
     def copy(self) -> "Bitmap":
         return Bitmap(self.not_used, self.entries[:])

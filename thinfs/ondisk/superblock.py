@@ -5,8 +5,8 @@ The rest of each 128-byte space map root area is whatever memory the kernel had 
 zeros. The version is not verified, as the kernel does not. Source: the format reference, section 2.
 """
 
-from dataclasses import asdict, dataclass
-from typing import Final
+from dataclasses import dataclass
+from typing import Any, Final
 
 from construct import Bytes, Int32ul, Int64ul, Padded, Padding, Struct
 
@@ -80,11 +80,19 @@ class Superblock:
         return cls(**values)
 
     def build(self, block_nr: int) -> bytes:
-        raw = asdict(self) | {"csum": 0, "blocknr": block_nr, "magic": SUPERBLOCK_MAGIC}
+        raw = _values(self) | {"csum": 0, "blocknr": block_nr, "magic": SUPERBLOCK_MAGIC}
         return checksum.stamp(fields.build(SUPERBLOCK, raw, block_nr, "superblock"), checksum.SUPERBLOCK_SALT)
 
     def copy(self) -> "Superblock":
         return self
+
+
+def _values(superblock: Superblock) -> dict[str, Any]:
+    """As dataclasses.asdict, without its deep copies: one is built at each commit."""
+    values = {name: getattr(superblock, name) for name in Superblock.__dataclass_fields__}
+    for area in ("data_space_map_root", "metadata_space_map_root"):
+        values[area] = {name: getattr(values[area], name) for name in SpaceMapRoot.__dataclass_fields__}
+    return values
 
 
 def is_unformatted(block: Buffer) -> bool:

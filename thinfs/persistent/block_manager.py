@@ -18,9 +18,9 @@ _CACHE_SHARE: Final = 50
 
 
 def clean_blocks_per_generation() -> int:
-    """Two generations of a hundredth of the machine's memory, as the kernel's dm-bufio keeps 2 %; at least 36 MB."""
+    """2 % of the machine's memory, as the kernel's dm-bufio keeps; the older generation may take as much again."""
     memory_bytes = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    return max(4096, memory_bytes // _CACHE_SHARE // 2 // _CACHED_BLOCK_BYTES)
+    return max(4096, memory_bytes // _CACHE_SHARE // _CACHED_BLOCK_BYTES)
 
 
 CLEAN_BLOCKS_PER_GENERATION: Final = clean_blocks_per_generation()

@@ -28,20 +28,21 @@ class BlockIndex:
         self._tm = tm
         self._root = root
         self._entries = entries
-        self._changed = False
+        self._changed: set[int] = set()
 
     def load(self, i: int) -> IndexEntry:
         return self._entries[i]
 
     def save(self, i: int, entry: IndexEntry) -> None:
         self._entries[i] = entry
-        self._changed = True
+        self._changed.add(i)
 
     def commit(self) -> int:
         if self._changed:
             self._root, block, _ = self._tm.shadow(self._root, MetadataIndex)
-            block.set_entries(self._entries)  # after the shadow, whose own allocation is in them
-            self._changed = False
+            for i in self._changed:  # after the shadow, whose own allocation is in them
+                block.set_entry(i, self._entries[i])
+            self._changed.clear()
         return self._root
 
     def snapshot(self) -> "BlockIndex":
