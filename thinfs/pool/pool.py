@@ -382,13 +382,15 @@ class Pool:
             log.warning("Data device (%s) discard unsupported: Disabling discard passdown.", self.data.device.label)
         self.set_mode(wanted)
         try:
-            grew = self._grow_data()
-            grew = self._grow_metadata() or grew
+            grew_data = self._grow_data()
+            grew_metadata = self._grow_metadata()
+            if grew_metadata and not grew_data:  # which may have made the pool writable
+                grew_data = self._grow_data()
         except ThinfsError:
             if self.mode is PoolMode.FAIL:  # a failed pool must still be resumable, to be looked at
                 return
             raise
-        if grew:
+        if grew_data or grew_metadata:
             yield from self._commit_ignoring_errors()
 
     def _grow_data(self) -> bool:
@@ -399,6 +401,11 @@ class Pool:
             return False
         if self.metadata.needs_check:
             log.error("unable to grow the data device until repaired.")
+            return False
+        if not MODES[self.mode].metadata_writable:
+            # The kernel grows in core, cannot commit, and at the next resume adds the difference once more: it then
+            # hands out blocks past the end of the device (seen on 6.1). Here the growth waits.
+            log.error("unable to grow the data device while the pool is read-only.")
             return False
         if stored:
             log.info("growing the data device from %d to %d blocks", stored, wanted)
@@ -418,6 +425,9 @@ class Pool:
             return False
         if self.metadata.needs_check:
             log.error("unable to grow the metadata device until repaired.")
+            return False
+        if self.mode >= PoolMode.READ_ONLY:
+            log.error("unable to grow the metadata device while the pool is read-only.")
             return False
         log.info("growing the metadata device from %d to %d blocks", stored, wanted)
         if self.mode is PoolMode.OUT_OF_METADATA_SPACE:
