@@ -164,7 +164,9 @@ class History:
 
     def delete(self) -> None:
         dev_id, model = self._any(), self.model
-        if dev_id is None or len(model.thins) < 3:
+        if dev_id is None:
+            return
+        if len(model.thins) < 3:
             self.create()
             return
         self.pool.close_thin(self.thins.pop(dev_id))
