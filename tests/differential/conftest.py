@@ -1,0 +1,5 @@
+"""The kernels' guests, for these tests."""
+
+from tests.guests import booted_6_1, booted_6_12, guest, guest6_1, guest6_12
+
+__all__ = ["booted_6_1", "booted_6_12", "guest", "guest6_1", "guest6_12"]
