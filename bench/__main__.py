@@ -46,10 +46,11 @@ def publish(run: table.Run, directory: Path) -> None:
     (directory / "run.json").write_text(json.dumps(run.as_json(), indent=1) + "\n")
     text = table.render(run)
     (directory / "table.md").write_text(text + "\n")
-    plots.draw(run, directory)
+    pictures = plots.draw(run, directory)
     print(text)
     if directory == RESULTS:
-        table.update(TOP / "README.md", text)
+        links = "\n".join(f"![{path.stem}]({path.relative_to(TOP)})" for path in pictures)
+        table.update(TOP / "README.md", f"{text}\n\n{links}")
 
 
 def main() -> None:

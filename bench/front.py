@@ -5,6 +5,7 @@ with the round. A row that a subject cannot do is absent for it, with the reason
 """
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -139,7 +140,7 @@ class _Round:
                 try:
                     mounted.append((subject, _ext4_over(subject, directory, stack)))
                 except RuntimeError as error:  # qemu 7.2's export loses parallel writes: the mount may be refused
-                    self._notes[f"{subject.name}: no ext4 on a loop device over it: {error}"] = None
+                    self._notes[f"{subject.name}: no ext4 on a loop device over it: {_without_paths(error)}"] = None
             for job in ON_EXT4:
                 self._row(job, mounted, EXT4_FILE_BYTES)
 
@@ -150,10 +151,15 @@ class _Round:
             try:
                 value = measure(job, path, size_bytes, self._plan.seconds)
             except RuntimeError as error:
-                self._notes[f"{subject.name}, {self._medium}, {job.name}: {error}"] = None
+                self._notes[f"{subject.name}, {self._medium}, {job.name}: {_without_paths(error)}"] = None
                 print(f"bench: {error}", file=sys.stderr)
                 continue
             row.values.setdefault(subject.name, []).append(value)
+
+
+def _without_paths(error: Exception) -> str:
+    """For a note that is kept: its first line, where the names of this run's files say nothing to a reader."""
+    return re.sub(r"\S*/\S+", "…", str(error).strip().splitlines()[0])[:300]
 
 
 def _ext4_over(subject: Subject, directory: Path, stack: ExitStack) -> str:

@@ -19,15 +19,16 @@ FLUSHES: Final = (
     "Flush semantics are the same on both sides: an fsync returns when data and mappings are on stable storage "
     "(thinfs: data flush, metadata commit with its two flushes; qemu: `cache=writeback`, so bdrv_flush of "
     "clusters, L2 tables and refcounts; pass-throughs and plain file: fdatasync). Nobody uses FUSE's writeback "
-    "cache, every write job ends in an fsync inside its measured time, and the pool zeroes new blocks (dm- "
-    "thin's default, not `skip_block_zeroing`)."
+    "cache, every write job ends in an fsync inside its measured time, and the pool zeroes new blocks "
+    "(dm-thin's default, not `skip_block_zeroing`)."
 )
 MEANING: Final = (
-    "thinfs and its spread ((largest - smallest) / median of the rounds) in absolute numbers, then how many "
-    "times faster than each peer it is: 2.00 is twice as fast, 0.50 half as fast; the median of the rounds' "
-    "own ratios. `?`: the rounds disagree about who is faster. qemu: its storage daemon's FUSE export of a "
-    "qcow2 with 64 KiB clusters; pyfuse3: a pass-through on the same binding (its ceiling); libfuse: one in C, "
-    "one thread (FUSE's ceiling); plain: the file without FUSE."
+    "thinfs in absolute numbers, ± half the range of its rounds, then how many times faster than each peer it "
+    "is: 2.00 is twice as fast, 0.50 half as fast; the median of the rounds' own ratios. `?`: the rounds "
+    "disagree about who is faster. qemu: its storage daemon's FUSE export of a qcow2 with 64 KiB clusters; "
+    "pyfuse3: a pass-through on the same binding (its ceiling); libfuse: one in C, one thread (FUSE's "
+    "ceiling); plain: the file without FUSE. On disk, direct I/O on the plain file goes to the disk; whoever "
+    "serves a file serves it from the machine's page cache."
 )
 
 
