@@ -201,7 +201,8 @@ def test_a_device_whose_creation_was_aborted_maps_nothing() -> None:
     metadata.abort()
     assert thin.find_block(0) is None
     assert thin.find_mapped_range(0, 9) is None
-    assert thin.highest_mapped_block() is None
+    with pytest.raises(NoSuchThin):
+        thin.highest_mapped_block()
     with pytest.raises(NoSuchThin):
         drive(thin.remove_range(0, 1))
 

@@ -107,8 +107,11 @@ class ThinDevice:
             begin = found[1]
 
     def highest_mapped_block(self) -> int | None:
+        """NoSuchThin where an abort took the device back: its status is `Error` (seen)."""
         root = self._root()
-        return None if root is None else self._metadata.objects.bottom.highest_key(root)
+        if root is None:
+            raise NoSuchThin(f"thin {self.dev_id}: it has no mapping tree")
+        return self._metadata.objects.bottom.highest_key(root)
 
     def insert_block(self, thin_block: int, data_block: int) -> None:
         """Map, or remap: the data block mapped before loses a reference. `data_block` is allocated already."""
