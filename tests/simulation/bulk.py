@@ -100,7 +100,6 @@ def discard(pool: Pool, nr: int) -> float:
 def measure(
     case: Callable[[Pool, int], float], nr: int, nr_mappings: int, features: tuple[Feature, ...] = ()
 ) -> Figures:
-    logging.disable(logging.CRITICAL)
     with tempfile.TemporaryDirectory() as directory:
         pool = filled_pool(Path(directory, "metadata"), nr_mappings, *features)
         try:
@@ -128,7 +127,7 @@ def main() -> int:
         (f"discard {nr_mappings} mappings, passed down", discard, nr_mappings, nr_mappings, ()),
     ]
     for name, *arguments in cases:
-        with multiprocessing.get_context("spawn").Pool(1) as process:
+        with multiprocessing.get_context("spawn").Pool(1, logging.disable) as process:
             figures = process.apply(measure, arguments)
         print(
             f"{name}: {figures.seconds:.2f} s of CPU, longest slice {figures.longest_slice_seconds:.2f} s, "

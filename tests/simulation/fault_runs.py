@@ -39,7 +39,7 @@ def run_with(seed: int, nr_steps: int, fault: Fault | None) -> History:
         history.step()
         if history.over:
             break
-    history.journal.fault = None
+    history.journal.fault = history.journal.killed_in = None
     return history
 
 

@@ -5,12 +5,12 @@ Promises: every operation tells the model first what may now happen, and afterwa
 anything beyond what the live pool answers: see power_cut.py and test_faults.py.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from random import Random
 
 from tests.simulation.content_model import BLOCK_BYTES, ZEROS, PoolModel, ThinModel
-from tests.simulation.recording import Image, Journal, RecordingDevice
+from tests.simulation.recording import Image, Journal, ProcessKilled, RecordingDevice
 from thinfs.dm.table import Feature
 from thinfs.errors import NoSpace, ThinfsError
 from thinfs.pool.bio import Bio, Op
@@ -86,6 +86,7 @@ class History:
         self._trouble = False
         self.over = False  # the pool could not be opened or resumed
         self.nr_writes = 0
+        self.nr_ends = 0
         self.log: list[str] = []
         self.pool: Pool
 
@@ -107,13 +108,22 @@ class History:
             (self.create, 3), (self.snapshot, 4), (self.delete, 2), (self.write, 14), (self.write_blocks, 6),
             (self.discard, 6), (self.batch, 8), (self.flush, 10), (self.status, 2), (self.wait, 6),
             (self.set_transaction_id, 2), (self.reserve, 1), (self.release, 1), (self.suspend_and_resume, 1),
-            (self.grow_data, 1), (self.grow_metadata, 1), (self.reopen, 1),
+            (self.grow_data, 1), (self.grow_metadata, 1), (self.reopen, 1), (self.end_of_the_process_soon, 2),
         )  # fmt: skip
         operations, weights = zip(*choices, strict=True)
         operation = self.random.choices(operations, weights)[0] if len(self.thins) > 1 else self.create
         self.log.append(operation.__name__)
         self.now += self.random.choice((0.0, 0.01, 0.2))
-        operation()
+        try:
+            operation()
+        except ProcessKilled:
+            self.log[-1] += " -> killed"
+            self.nr_ends += 1
+            try:
+                self._restart()
+            except ThinfsError as error:
+                self.note_error(error)
+                self.over = True
 
     # -- messages
 
@@ -247,7 +257,7 @@ class History:
                 failed = True
         return not failed
 
-    def _look_again(self, dev_ids: set[int]) -> None:
+    def _look_again(self, dev_ids: Iterable[int]) -> None:
         """The live pool shows what was last written; adopt what it shows where the model cannot know (wild, failed)."""
         for dev_id in dev_ids:
             model, thin = self.model.thins[dev_id], self.thins[dev_id]
@@ -392,6 +402,24 @@ class History:
         while self.thins:
             self.pool.close_thin(self.thins.popitem()[1])
         self._try(self.pool.close())
+
+    def end_of_the_process_soon(self) -> None:
+        """Within one of the next calls; what was written and not flushed lies in the devices' caches still."""
+        self.journal.killed_in = self.random.randrange(1, 12)
+
+    def _restart(self) -> None:
+        """What the pool opened again shows is on stable storage as far as metadata goes; of blocks it may be any."""
+        model = self.model
+        metadata = PoolMetadata.open(self.devices[METADATA], BLOCK_SECTORS)
+        ids = {dev_id for dev_id, _ in metadata.devices()}
+        model.transaction_ids, model.held = {metadata.transaction_id}, {bool(metadata.held_root)}
+        model.thins |= {dev_id: thin for dev_id, thin in {**model.coming, **model.going}.items() if dev_id in ids}
+        model.coming.clear()
+        model.going.clear()
+        self.start()
+        for thin in model.thins.values():
+            thin.doubtful |= thin.since.keys()
+        self._look_again(self.thins.keys())
 
     def reopen(self) -> None:
         self.end()

@@ -122,6 +122,10 @@ class Fault:
         return struck
 
 
+class ProcessKilled(BaseException):
+    """The engine's process ends within a call: no error that anything could handle."""
+
+
 class Journal:
     """What happened to several devices, in one order. `on_flush` sees the state before each flush takes hold."""
 
@@ -129,12 +133,18 @@ class Journal:
         self.calls: list[tuple[str, Call]] = []
         self.nr_calls = dict.fromkeys(Call, 0)
         self.fault: Fault | None = None
+        self.killed_in: int | None = None  # this many more calls, reads aside
         self.on_flush: Callable[[RecordingDevice], None] = lambda device: None
 
     def note(self, device: "RecordingDevice", call: Call) -> None:
         self.nr_calls[call] += 1
         if call is not Call.READ:
             self.calls.append((device.label, call))
+            if self.killed_in is not None:
+                self.killed_in -= 1
+                if self.killed_in == 0:
+                    self.killed_in = None
+                    raise ProcessKilled
         if self.fault is not None and self.fault.strikes(device.label, call):
             raise IOFailed(f"{device.label}: {call.value} made to fail")
 

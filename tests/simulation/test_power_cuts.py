@@ -1,13 +1,14 @@
 """Power cuts at every flush of random histories, and bugs planted in the order of writing that they must find."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from tests.simulation.content_model import BLOCK_BYTES, ThinModel
 from tests.simulation.history import DATA, METADATA, History, Shape
 from tests.simulation.power_cut import ExternalChecks, PowerCuts, run_history
-from tests.simulation.recording import Call
+from tests.simulation.recording import Call, Image, RecordingDevice
 from tests.thin_tools import thin_check_0, thin_check_1, thin_checks
 from thinfs.blockdev import BlockDevice
 from thinfs.dm.table import Feature
@@ -62,6 +63,24 @@ def test_blocks_reused_within_the_transaction_that_freed_them_are_caught(
     honest = space_map.LowLevelMap.find_common
     monkeypatch.setattr(space_map.LowLevelMap, "find_common", lambda self, old, begin: honest(self, self, begin))
     assert nr_histories_until_found(tmp_path) <= 8
+
+
+def test_a_pool_opened_on_what_a_killed_process_left_unflushed_is_caught(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    honest = PoolMetadata.open
+
+    def without_its_first_flush(device: RecordingDevice | Image, *arguments: int, **options: Any) -> PoolMetadata:
+        flush = device.flush
+
+        def skip_one() -> None:
+            device.flush = flush  # type: ignore[method-assign]
+
+        device.flush = skip_one  # type: ignore[method-assign]
+        return honest(device, *arguments, **options)
+
+    monkeypatch.setattr(PoolMetadata, "open", without_its_first_flush)
+    assert nr_histories_until_found(tmp_path) <= 12
 
 
 def other_owner_is_cut_off(tmp_path: Path) -> PowerCuts:

@@ -63,6 +63,9 @@ class PoolMetadata:
         format_allowed: bool = True,
         pre_commit: Callable[[], None] = _nothing,
     ) -> "PoolMetadata":
+        # A process killed within a commit leaves its superblock in the device's cache. Without this flush the blocks
+        # that it freed would be written over while the one on stable storage still needs them.
+        device.flush()
         objects, superblock = open_or_format(device, data_block_size_sectors, format_allowed=format_allowed)
         return cls(device, objects, superblock, pre_commit)
 
