@@ -1,8 +1,22 @@
 """The compiled part, thinfs.fuse._fuseshim, against the libfuse 3 of pkg-config, and a script; else: pyproject.toml."""
 
 import subprocess
+from pathlib import Path
 
 from setuptools import Extension, setup
+from setuptools.command.build_py import build_py
+
+
+class BuildWithSuite(build_py):
+    """A wheel carries tests/conformance as thinfs_conformance, for `thinfs conformance`."""
+
+    def run(self) -> None:
+        super().run()
+        if not self.editable_mode:
+            target = Path(self.build_lib, "thinfs_conformance")
+            self.mkpath(str(target))
+            for file in sorted(Path("tests/conformance").glob("*.py")):
+                self.copy_file(str(file), str(target / file.name))
 
 
 def pkg_config(option: str) -> list[str]:
@@ -19,6 +33,7 @@ def pkg_config(option: str) -> list[str]:
 
 
 setup(
+    cmdclass={"build_py": BuildWithSuite},
     # Copied as it is, for its start-up time: the wrapper of an entry point imports re, half as long again.
     scripts=["scripts/thinfs-dmsetup"],
     ext_modules=[

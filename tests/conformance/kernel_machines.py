@@ -87,7 +87,10 @@ class KernelDisk:
             calls.close_handle(handle)
 
     async def thin_check(self, *options: str) -> tuple[int, str]:
-        return thin_check(self._raw.path, *options)
+        path, mapped = self._raw.path, f"/dev/mapper/{self._name}"
+        if path == self._raw.node and os.path.exists(mapped):
+            path = mapped  # on this machine it opens exclusively, and the linear device holds the raw one
+        return thin_check(path, *options)
 
 
 class KernelMachine:
@@ -155,7 +158,7 @@ class LocalMachine(KernelMachine):
             file.truncate(max(4 * size_bytes, 64 << 20))
         device = loop.attach(str(path), read_only=False)
         self._stack.callback(partial(loop.detach, device, deferred=True))
-        return Raw(f"{loop.LOOP_MAJOR}:{device.number}", device.path, str(path), True)
+        return Raw(f"{loop.LOOP_MAJOR}:{device.number}", device.path, device.path, True)
 
     async def set_no_space_timeout(self, seconds: int) -> None:
         module, name = _NO_SPACE_TIMEOUT

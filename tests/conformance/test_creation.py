@@ -93,7 +93,7 @@ async def test_a_pool_with_active_thins_is_busy(pool: PoolOnBench) -> None:
     await pool.remove()
 
 
-@pytest.mark.parametrize("block_sectors", [128, 384, 2048, 2097152])
+@pytest.mark.parametrize("block_sectors", [128, 384, 2048, pytest.param(2097152, marks=pytest.mark.needs("gigabyte"))])
 async def test_blocks_of_any_size_hold_their_data(bench: Bench, block_sectors: int) -> None:
     pool = await bench.pool(3, block_sectors=block_sectors)
     thin = await pool.thin(0, blocks=3)

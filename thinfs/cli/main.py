@@ -25,6 +25,7 @@ COMMANDS: Mapping[str, Command] = {
     "ls": Command("thinfs.cli.tools", "ls", "the thins of a pool"),
     "map": Command("thinfs.cli.tools", "map_blocks", "which thins map which data blocks"),
     "metadata-size": Command("thinfs.cli.tools", "metadata_size", "how large a metadata device must be"),
+    "conformance": Command("thinfs.cli.conformance", "main", "dm-thin's contract as a test suite, on any backend"),
     "demo": Command("thinfs.cli.demo", "main", "a walkthrough, narrated, that leaves nothing behind"),
 }
 
