@@ -87,10 +87,12 @@ class KernelDisk:
             calls.close_handle(handle)
 
     async def thin_check(self, *options: str) -> tuple[int, str]:
+        return thin_check(self._path_to_check(), *options)
+
+    def _path_to_check(self) -> str:
+        """On this machine thin_check opens exclusively, and the linear device holds the raw one while it is there."""
         path, mapped = self._raw.path, f"/dev/mapper/{self._name}"
-        if path == self._raw.node and os.path.exists(mapped):
-            path = mapped  # on this machine it opens exclusively, and the linear device holds the raw one
-        return thin_check(path, *options)
+        return mapped if path == self._raw.node and os.path.exists(mapped) else path
 
 
 class KernelMachine:
