@@ -417,7 +417,11 @@ class History:
         model.coming.clear()
         model.going.clear()
         self.start()
-        for thin in model.thins.values():
+        self._forget_what_was_not_flushed()
+
+    def _forget_what_was_not_flushed(self) -> None:
+        """The new process cannot know what an old one wrote and lost: of blocks it may show any contents since."""
+        for thin in self.model.thins.values():
             thin.doubtful |= thin.since.keys()
         self._look_again(self.thins.keys())
 
@@ -425,6 +429,8 @@ class History:
         self.end()
         try:
             self.start()
+            if self.trouble:  # the last commit may have failed
+                self._forget_what_was_not_flushed()
         except ThinfsError as error:
             self.note_error(error)
             self.over = True
