@@ -241,7 +241,10 @@ class PoolMetadata:
         thin.changed = True
         return thin
 
-    def delete_thin(self, dev_id: int) -> Steps[None]:
+    def delete_thin(self, dev_id: int) -> Steps[ThinfsError | None]:
+        """What kept the tree of its mappings from being freed, if anything: the kernel goes on then, and fails at the
+        commit (seen: without metadata space a delete answers 0). The caller must abort."""
+        failure: ThinfsError | None = None
         self.begin_change()
         thin = self._in_core(dev_id)
         if thin is None:
@@ -252,7 +255,11 @@ class PoolMetadata:
         objects = self.objects
 
         def delete_subtree(node: BtreeNode, i: int) -> Steps[None]:
-            yield from objects.bottom.delete(node.values[i])
+            nonlocal failure
+            try:
+                yield from objects.bottom.delete(node.values[i])
+            except ThinfsError as error:
+                failure = error
 
         self._details_root, found = btree_remove.remove(objects.details, self._details_root, dev_id)
         if found:
@@ -261,6 +268,7 @@ class PoolMetadata:
             )
         if not found:
             raise NoSuchThin(f"delete {dev_id}: thin {dev_id} is incomplete")
+        return failure
 
     # -- data blocks
 

@@ -288,7 +288,9 @@ class Pool:
             case CreateSnap(dev_id, origin_id):
                 metadata.create_snap(dev_id, origin_id)
             case Delete(dev_id):
-                yield from metadata.delete_thin(dev_id)
+                failure = yield from metadata.delete_thin(dev_id)
+                if failure is not None:
+                    self.metadata_operation_failed("delete", failure)
             case SetTransactionId(current, new):
                 metadata.set_transaction_id(current, new)
             case ReserveMetadataSnap():
