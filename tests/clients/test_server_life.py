@@ -11,7 +11,7 @@ import pytest
 
 from tests.clients.conftest import MIB, Volumes, need, need_block_devices, run
 from tests.clients.leftovers import loop_devices_of
-from tests.system.conftest import Server
+from tests.system.conftest import Server, running_server
 from tests.system.images import thin_check
 
 SIZE = 64 * MIB
@@ -24,17 +24,8 @@ def second_server(tmp_path: Path) -> Iterator[Server]:
     """Of another directory."""
     directory = tmp_path / "second"
     directory.mkdir()
-    made = Server(directory)
-    made.start()
-    try:
+    with running_server(directory) as made:
         yield made
-    finally:
-        if made.process is not None:
-            made.process.terminate()
-            try:
-                made.process.wait(30)
-            except subprocess.TimeoutExpired:
-                made.kill()
 
 
 def test_a_second_server_cannot_have_the_pool_files_of_the_first(volumes: Volumes, second_server: Server) -> None:

@@ -6,6 +6,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -78,11 +79,12 @@ class Server:
         self.process = None
 
 
-@pytest.fixture
-def server(tmp_path: Path) -> Iterator[Server]:
-    made = Server(tmp_path)
-    made.start()
+@contextmanager
+def running_server(directory: Path) -> Iterator[Server]:
+    """A server of `directory`; neither it nor its mount is there afterwards, even if it never answered."""
+    made = Server(directory)
     try:
+        made.start()
         yield made
     finally:
         if made.process is not None:
@@ -94,3 +96,9 @@ def server(tmp_path: Path) -> Iterator[Server]:
         # not os.path.ismount: the mount of a killed server cannot be looked at
         if f" {made.mount} " in Path("/proc/self/mounts").read_text():
             subprocess.run(["fusermount3", "-u", "-z", str(made.mount)], check=True)
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[Server]:
+    with running_server(tmp_path) as made:
+        yield made

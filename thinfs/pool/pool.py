@@ -39,7 +39,7 @@ from thinfs.pool.modes import MODES, Binding, PoolMode
 from thinfs.pool.thin import Origin, Thin
 from thinfs.pool.worker import COMMIT_PERIOD_SECONDS, Worker
 from thinfs.steps import Steps
-from thinfs.units import MAX_METADATA_BLOCKS, METADATA_BLOCK_BYTES
+from thinfs.units import METADATA_BLOCK_BYTES
 
 log = logging.getLogger("thinfs.pool")
 
@@ -419,7 +419,7 @@ class Pool:
         return True
 
     def _grow_metadata(self) -> bool:
-        wanted = min(self.metadata_device.size_bytes // METADATA_BLOCK_BYTES, MAX_METADATA_BLOCKS)
+        wanted = self.metadata.nr_usable_device_blocks
         stored = self.metadata.nr_metadata_blocks
         if wanted < stored:
             raise InvalidArgument(f"metadata device ({wanted} blocks) too small: expected {stored}")
