@@ -19,7 +19,7 @@ from kernel_backend.backend import KernelBackend
 from kernel_backend.local import LocalDeviceMapper
 from kernel_backend.runner import Guest
 from kernel_backend.uml import GuestKernel
-from thinfs.control import loop
+from thinfs.blockdevs import loop
 from thinfs.dm.backend import Backend
 from thinfs.units import SECTOR_BYTES
 

@@ -1,16 +1,16 @@
 """The drop-in dmsetup: hands its words to the server, prints what comes back, starts the server if need be.
 
 It is run hundreds of times in a row, so its start-up time is its quality: the commands themselves run in
-the server, which has long imported everything (thinfs.control.dmsetup). Standard library only, of that
+the server, which has long imported everything (thinfs.dmsetup). Standard library only, of that
 only what the interpreter has built in: `socket` or `json` alone would double the run. Protocol and the
-first bytes of the answers: thinfs.control.protocol.
+first bytes of the answers: thinfs.server.protocol.
 """
 
 import _socket
 import os
 import sys
 
-from thinfs.control import paths
+from thinfs.server import paths
 
 try:
     from _json import encode_basestring_ascii as quote

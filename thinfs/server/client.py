@@ -1,0 +1,189 @@
+"""A Backend at the other end of the control socket: the same calls, the same errors.
+
+Promises: calls may run beside each other (each takes a connection of its own), a cancelled call is
+cancelled in the server too. An open device has its connection for itself and is closed with it; its
+size is that of its last answer.
+"""
+
+import base64
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager, suppress
+
+import trio
+
+from thinfs.dm.backend import DeviceInfo, OpenDevice, TargetVersion
+from thinfs.errors import IOFailed, from_oserror
+from thinfs.server.protocol import (
+    Json,
+    decode,
+    encode,
+    info_from_json,
+    result_of,
+    target_from_json,
+)
+
+
+class Connection:
+    """One connection: one call at a time. A call that does not come to its end closes it."""
+
+    def __init__(self, stream: trio.abc.Stream) -> None:
+        self._stream = stream
+        self._buffer = bytearray()
+        self.usable = True
+
+    async def call(self, call: str, /, **arguments: Json) -> Json:
+        self.usable = False
+        try:
+            await self._stream.send_all(encode({"call": call, "args": arguments}))
+            message = decode(await self._line())
+        except trio.BrokenResourceError:
+            raise IOFailed(f"{call}: the server closed the connection") from None
+        self.usable = True
+        return result_of(message)
+
+    async def _line(self) -> bytes:
+        while (end := self._buffer.find(b"\n")) < 0:
+            data = await self._stream.receive_some()
+            if not data:
+                raise trio.BrokenResourceError
+            self._buffer += data
+        line = bytes(self._buffer[:end])
+        del self._buffer[: end + 1]
+        return line
+
+    async def aclose(self) -> None:
+        await trio.aclose_forcefully(self._stream)
+
+
+async def connect(path: str) -> Connection:
+    try:
+        return Connection(await trio.open_unix_socket(path))
+    except OSError as error:
+        raise from_oserror(error, path) from None
+
+
+class ControlClient:
+    """thinfs.dm.backend.Backend over the socket at `path`."""
+
+    def __init__(self, path: str) -> None:
+        self._path = path
+        self._idle: list[Connection] = []
+
+    async def _call(self, call: str, /, **arguments: Json) -> Json:
+        connection = self._idle.pop() if self._idle else await connect(self._path)
+        try:
+            return await connection.call(call, **arguments)
+        finally:
+            if connection.usable:
+                self._idle.append(connection)
+            else:
+                with trio.CancelScope(shield=True):
+                    await connection.aclose()
+
+    async def aclose(self) -> None:
+        while self._idle:
+            await self._idle.pop().aclose()
+
+    async def create(self, name: str, table: str | None, *, uuid: str = "", read_only: bool = False) -> DeviceInfo:
+        return info_from_json(await self._call("create", name=name, table=table, uuid=uuid, read_only=read_only))
+
+    async def load(self, name: str, table: str, *, read_only: bool = False) -> None:
+        await self._call("load", name=name, table=table, read_only=read_only)
+
+    async def clear(self, name: str) -> None:
+        await self._call("clear", name=name)
+
+    async def suspend(self, name: str, *, noflush: bool = False, lockfs: bool = True) -> None:
+        await self._call("suspend", name=name, noflush=noflush, lockfs=lockfs)
+
+    async def resume(self, name: str) -> None:
+        await self._call("resume", name=name)
+
+    async def remove(self, name: str, *, deferred: bool = False) -> None:
+        await self._call("remove", name=name, deferred=deferred)
+
+    async def rename(self, name: str, new_name: str) -> None:
+        await self._call("rename", name=name, new_name=new_name)
+
+    async def message(self, name: str, message: str, *, sector: int = 0) -> str:
+        return str(await self._call("message", name=name, message=message, sector=sector))
+
+    async def status(self, name: str, *, noflush: bool = False) -> str:
+        return str(await self._call("status", name=name, noflush=noflush))
+
+    async def table(self, name: str, *, inactive: bool = False) -> str:
+        return str(await self._call("table", name=name, inactive=inactive))
+
+    async def info(self, name: str) -> DeviceInfo:
+        return info_from_json(await self._call("info", name=name))
+
+    async def wait(self, name: str, event_nr: int) -> DeviceInfo:
+        return info_from_json(await self._call("wait", name=name, event_nr=event_nr))
+
+    async def deps(self, name: str) -> Sequence[tuple[int, int]]:
+        return [(major, minor) for major, minor in await self._call("deps", name=name)]
+
+    async def list(self) -> Sequence[DeviceInfo]:
+        return [info_from_json(value) for value in await self._call("list")]
+
+    async def targets(self) -> Sequence[TargetVersion]:
+        return [target_from_json(value) for value in await self._call("targets")]
+
+    async def open(self, name: str) -> OpenDevice:
+        connection = await connect(self._path)
+        try:
+            answer = await connection.call("open", name=name)
+        except BaseException:
+            await connection.aclose()
+            raise
+        return RemoteDevice(self, name, connection, answer["handle"], answer["size_bytes"])
+
+
+class RemoteDevice:
+    """An OpenDevice. I/O beside other I/O waits its turn, as the connection has one call at a time."""
+
+    def __init__(self, client: ControlClient, name: str, connection: Connection, handle: int, size_bytes: int) -> None:
+        self._client = client
+        self._name = name
+        self._connection = connection
+        self._handle = handle
+        self._size_bytes = size_bytes
+        self._turn = trio.Lock()
+
+    @property
+    def size_bytes(self) -> int:
+        return self._size_bytes
+
+    async def _call(self, call: str, /, **arguments: Json) -> Json:
+        async with self._turn:
+            answer = await self._connection.call(call, handle=self._handle, **arguments)
+        self._size_bytes = answer["size_bytes"]
+        return answer
+
+    async def read(self, offset: int, length: int) -> bytes:
+        return base64.b64decode((await self._call("read", offset=offset, length=length))["data"])
+
+    async def write(self, offset: int, data: bytes) -> None:
+        await self._call("write", offset=offset, data=base64.b64encode(data).decode("ascii"))
+
+    async def discard(self, offset: int, length: int) -> None:
+        await self._call("discard", offset=offset, length=length)
+
+    async def flush(self) -> None:
+        await self._call("flush")
+
+    async def aclose(self) -> None:
+        with suppress(IOFailed), trio.CancelScope(shield=True):
+            async with self._turn:
+                if self._connection.usable:
+                    await self._connection.call("close", handle=self._handle)
+        await self._connection.aclose()
+
+
+@asynccontextmanager
+async def open_control_client(path: str) -> AsyncIterator[ControlClient]:
+    client = ControlClient(path)
+    try:
+        yield client
+    finally:
+        await client.aclose()
