@@ -26,7 +26,7 @@ from kernel_backend import xstate
 PACKAGE: Final = Path(__file__).resolve().parent
 AGENT_PYTHON: Final = "/usr/bin/python3"  # the environment's own may be unreadable or hidden in the guest
 _AGENT_FILES: Final = (
-    "__init__", "guest_agent", "guest_loops", "operations", "device_mapper", "device_nodes", "dm_ioctl", "block_io",
+    "__init__", "guest_agent", "guest_loops", "batch", "device_mapper", "device_nodes", "dm_ioctl", "block_io",
 )  # fmt: skip
 _HIDDEN: Final = ("/dev", "/proc", "/sys", "/run")  # the guest mounts its own there
 _HELPERS_END_SECONDS: Final = 5.0

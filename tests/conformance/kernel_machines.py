@@ -221,7 +221,7 @@ async def local_machine() -> AsyncIterator[Machine]:
     directory = scratch_directory()
     mapper = LocalDeviceMapper()
     try:
-        others = [info.name for info in mapper.devices()]
+        others = [info.name for info in mapper.list()]
         assert not others, f"this machine's device-mapper has devices, and the suite removes all it finds: {others}"
         with contextlib.ExitStack() as stack:
             yield LocalMachine(mapper, directory, stack)

@@ -18,7 +18,6 @@ import trio
 
 from thinfs.dm.backend import Backend, OpenDevice
 from thinfs.errors import InvalidArgument, IOFailed, ThinfsError, from_oserror
-from thinfs.server.calls import perform
 from thinfs.server.protocol import (
     MAX_LINE_BYTES,
     Malformed,
@@ -28,6 +27,7 @@ from thinfs.server.protocol import (
     error_message,
 )
 from thinfs.server.removal import Holder, nobody
+from thinfs.server.requests import perform
 
 log = logging.getLogger(__name__)
 
