@@ -23,10 +23,10 @@ from thinfs.blockdevs import loop
 from thinfs.dm.backend import Backend
 from thinfs.units import SECTOR_BYTES
 
-from .bench import Disk, Machine
 from .files import thin_check
 from .removal import remove_devices
 from .userspace_machines import DEFAULT_NO_SPACE_TIMEOUT, scratch_directory
+from .workbench import Disk, Machine
 
 DISK_PREFIX: Final = "disk-"
 GUEST_IMAGE_BYTES: Final = 80 << 30
