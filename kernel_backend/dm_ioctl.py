@@ -134,7 +134,7 @@ class Control:
         uuid: str = "",
     ) -> Answer:
         """Through ctypes: fcntl.ioctl keeps the interpreter lock for mutable buffers over 1024 bytes, and one
-        DM_DEV_WAIT would stop every thread (guest reference, facts that cost time to find)."""
+        DM_DEV_WAIT would stop every thread (docs/reference/guest.md, "Facts that cost time to find")."""
         if len(name.encode()) > 127 or len(uuid.encode()) > 128:
             raise OSError(22, f"name or uuid {(name + uuid)[:40]!r}... is too long")
         size = 16384
