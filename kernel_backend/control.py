@@ -51,7 +51,7 @@ class Control:
         """The answer's header and its buffer.
 
         Through ctypes: fcntl.ioctl keeps the interpreter lock for mutable buffers over 1024 bytes, and one
-        DM_DEV_WAIT would stop every thread (guest reference, facts that cost time to find).
+        DM_DEV_WAIT would stop every thread (docs/reference/guest.md, "Facts that cost time to find").
         """
         size = _FIRST_BYTES
         while True:

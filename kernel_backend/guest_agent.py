@@ -4,7 +4,7 @@ Promises: one JSON line in, one JSON line out, an OSError as its errno; a call m
 delays another; the end of the channel powers the guest off at once, whatever else is stuck.
 Never: imports beyond the standard library, or writes to the host's file system (the root is read-only).
 A line `@OFFSET:LENGTH` stands for a request in shared memory: the serial line hangs above ~3000 outstanding
-bytes and costs 1-3 us a byte (guest reference, Channel).
+bytes and costs 1-3 us a byte (docs/reference/guest.md, "Channel").
 """
 
 import ctypes

@@ -1,4 +1,4 @@
-"""When changes become durable. Source: behaviour reference, 6.4."""
+"""When changes become durable. Source: docs/reference/behaviour.md, 6.4."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""create_thin and activation: ids, lengths, several devices of one id. Source: behaviour reference, 2 and 3."""
+"""create_thin and activation: ids, lengths, several devices of one id. Source: docs/reference/behaviour.md, 2 and 3."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""Out of data space: the mode, queueing, its timeout, and the ways back. Source: behaviour reference, 5 and 5.1."""
+"""Out of data space: the mode, queueing, its timeout, the ways back. Source: docs/reference/behaviour.md, 5 and 5.1."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""The delete message. Source: behaviour reference, 3 and 6.3."""
+"""The delete message. Source: docs/reference/behaviour.md, 3 and 6.3."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""Discards: rounding, unmapping, sharing, passing down. Source: behaviour reference, 6.3."""
+"""Discards: rounding, unmapping, sharing, passing down. Source: docs/reference/behaviour.md, 6.3."""
 
 from dataclasses import dataclass
 

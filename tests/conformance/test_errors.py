@@ -1,4 +1,4 @@
-"""Every row of the tables of refusals. Source: behaviour reference, 1 (table loads), 2 and 3."""
+"""Every row of the tables of refusals. Source: docs/reference/behaviour.md, 1 (table loads), 2 and 3."""
 
 from errno import EBUSY, EILSEQ, EINVAL, ENODATA, ENOSPC, ENOTBLK, EOPNOTSUPP, EPERM
 

@@ -1,4 +1,4 @@
-"""External origins: a read-only device shown where the thin maps nothing. Source: behaviour reference, 7."""
+"""External origins: a read-only device shown where the thin maps nothing. Source: docs/reference/behaviour.md, 7."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""Failing devices and metadata that runs out: aborts, needs_check, read-only, fail. Source: reference, 5.
+"""Failing devices, no metadata space: aborts, needs_check, read-only, fail. Source: docs/reference/behaviour.md, 5.
 
 On kernels a disk fails by its linear table becoming error or flakey; in userspace its file fails.
 """

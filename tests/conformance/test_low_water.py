@@ -1,4 +1,4 @@
-"""The low water mark of the data device, events and wait. Source: behaviour reference, 5.2."""
+"""The low water mark of the data device, events and wait. Source: docs/reference/behaviour.md, 5.2."""
 
 import pytest
 

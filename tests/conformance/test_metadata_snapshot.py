@@ -1,4 +1,4 @@
-"""reserve_metadata_snap and release_metadata_snap. Source: behaviour reference, 3; format reference, 9.6."""
+"""reserve_ and release_metadata_snap. Source: docs/reference/behaviour.md, 3; docs/reference/format.md, 9.6."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""create_snap and the sharing of blocks. Source: behaviour reference, 3 and 6.1."""
+"""create_snap and the sharing of blocks. Source: docs/reference/behaviour.md, 3 and 6.1."""
 
 import pytest
 

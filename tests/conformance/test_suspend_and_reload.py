@@ -1,4 +1,4 @@
-"""Suspend, resume, reload and resize of pools, thins and metadata. Source: behaviour reference, 1, 2 and 6.5."""
+"""Suspend, resume, reload, resize of pools, thins and metadata. Source: docs/reference/behaviour.md, 1, 2 and 6.5."""
 
 import pytest
 

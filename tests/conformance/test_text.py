@@ -1,4 +1,4 @@
-"""What table and status print, to the letter. Source: behaviour reference, 4; format reference, 9.2."""
+"""What table and status print, to the letter. Source: docs/reference/behaviour.md, 4; docs/reference/format.md, 9.2."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""set_transaction_id, a number that programs keep in the pool. Source: behaviour reference, 3."""
+"""set_transaction_id, a number that programs keep in the pool. Source: docs/reference/behaviour.md, 3."""
 
 import pytest
 

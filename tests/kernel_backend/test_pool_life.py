@@ -1,4 +1,4 @@
-"""The kernel's dm-thin answers as the behaviour reference says, through a guest's synchronous calls."""
+"""The kernel's dm-thin answers as docs/reference/behaviour.md says, through a guest's synchronous calls."""
 
 import contextlib
 

@@ -12,7 +12,8 @@ from contextlib import asynccontextmanager, suppress
 import trio
 
 from thinfs.dm.backend import DeviceInfo, OpenDevice, TargetVersion
-from thinfs.errors import IOFailed, from_oserror
+from thinfs.errors import IOFailed, PermissionRefused, from_oserror
+from thinfs.server.ownership import CREDENTIALS, check_listener
 from thinfs.server.protocol import (
     Json,
     decode,
@@ -56,10 +57,17 @@ class Connection:
 
 
 async def connect(path: str) -> Connection:
+    """Only to a server of our own user or of root; PermissionRefused to another."""
     try:
-        return Connection(await trio.open_unix_socket(path))
+        stream = await trio.open_unix_socket(path)
     except OSError as error:
         raise from_oserror(error, path) from None
+    try:
+        check_listener(stream.socket.getsockopt(*CREDENTIALS), path)
+    except PermissionError as error:
+        await trio.aclose_forcefully(stream)
+        raise PermissionRefused(str(error.strerror)) from None
+    return Connection(stream)
 
 
 class ControlClient:

@@ -2,7 +2,7 @@
 
 Promises: each node is read once, whoever shares it; damage is collected, not the end of the check, and each line names
 the block or the thing. After damage within a tree the counts are not compared: they cannot be known. Leaks alone are
-not damage (`leaks`). Never writes. Source: the format reference, sections 2 to 5, 9.6.
+not damage (`leaks`). Never writes. Source: docs/reference/format.md, 2 to 5, 9.6.
 """
 
 from collections.abc import Iterator

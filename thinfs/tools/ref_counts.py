@@ -1,7 +1,7 @@
 """Reference counts as the trees have them, and the same as a space map on disk says; and where the two differ.
 
 Promises: exact counts; runs are counted and whole bitmaps compared at C speed (one byte for a block, larger counts
-beside). Everything that is wrong within a space map itself is a line too. Source: the format reference, section 5.
+beside). Everything that is wrong within a space map itself is a line too. Source: docs/reference/format.md, 5.
 """
 
 from array import array

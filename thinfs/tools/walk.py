@@ -2,7 +2,7 @@
 
 Promises: one committed state, every block checked (number, checksum, header, depth), runs of mappings made leaf by
 leaf; reads a pool that is in use as well, with `steady`. Never: writes, caches, opens the space maps, or trusts
-that two trees differ. Source: the format reference, sections 2 to 4.
+that two trees differ. Source: docs/reference/format.md, 2 to 4.
 """
 
 from array import array
