@@ -13,7 +13,7 @@ from kernel_backend.batch import OperationRunner
 from kernel_backend.block_io import BlockIO
 from kernel_backend.calls import DeviceMapperCalls
 from kernel_backend.device_mapper import KernelDeviceMapper
-from kernel_backend.dm_ioctl import CONTROL
+from thinfs.dm.ioctl import CONTROL
 from thinfs.errors import AccessDenied, BackingMissing, from_errno
 
 

@@ -15,7 +15,8 @@ import trio
 from thinfs.dm.backend import OpenDevice
 from thinfs.dm.forwarding import ForwardingBackend
 from thinfs.dm.verbs import VERBS, Json
-from thinfs.errors import IOFailed, from_oserror
+from thinfs.errors import IOFailed, PermissionRefused, from_oserror
+from thinfs.server.ownership import CREDENTIALS, check_listener
 from thinfs.server.protocol import decode, encode, result_of
 
 
@@ -52,10 +53,17 @@ class Connection:
 
 
 async def connect(path: str) -> Connection:
+    """Only to a server of our own user or of root; PermissionRefused to another."""
     try:
-        return Connection(await trio.open_unix_socket(path))
+        stream = await trio.open_unix_socket(path)
     except OSError as error:
         raise from_oserror(error, path) from None
+    try:
+        check_listener(stream.socket.getsockopt(*CREDENTIALS), path)
+    except PermissionError as error:
+        await trio.aclose_forcefully(stream)
+        raise PermissionRefused(str(error.strerror)) from None
+    return Connection(stream)
 
 
 class ControlClient(ForwardingBackend):
