@@ -21,8 +21,9 @@ from typing import Final, NoReturn, TypeAlias
 import trio
 
 from thinfs.dm.backend import Backend
-from thinfs.errors import Busy, ThinfsError, from_oserror
+from thinfs.errors import Busy, PermissionRefused, ThinfsError, from_oserror
 from thinfs.server import paths
+from thinfs.server.ownership import CREDENTIALS, check_file, check_listener
 from thinfs.server.removal import Holder, nobody
 from thinfs.server.server import ControlServer, bind, serve_control
 
@@ -83,12 +84,17 @@ def notify_service_manager(state: str) -> None:
 
 
 def answers(directory: str) -> bool:
-    """Does a server of this directory accept connections?"""
+    """Does a server of this directory accept connections? PermissionRefused where another user listens."""
+    path = paths.socket_path(directory)
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
         try:
-            probe.connect(paths.socket_path(directory))
+            probe.connect(path)
         except OSError:
             return False
+        try:
+            check_listener(probe.getsockopt(*CREDENTIALS), path)
+        except PermissionError as error:
+            raise PermissionRefused(str(error.strerror)) from None
         return True
 
 
@@ -141,11 +147,22 @@ def _limited(seconds: int, directory: str, descriptor: int) -> Iterator[None]:
 
 
 def _open_lock(directory: str) -> int:
-    path = paths.lock_path(directory)
+    return _open_own(paths.lock_path(directory), os.O_RDWR)
+
+
+def _open_own(path: str, flags: int) -> int:
+    """A lock or a log beside DIR, made if need be: our own, or it is refused."""
     try:
-        return os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        # Not waiting: what stands there may be a FIFO.
+        descriptor = os.open(path, flags | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK, 0o600)
     except OSError as error:
         raise from_oserror(error, path) from None
+    try:
+        check_file(descriptor, path)
+    except PermissionError as error:
+        os.close(descriptor)
+        raise PermissionRefused(str(error.strerror)) from None
+    return descriptor
 
 
 def _read_pid(descriptor: int) -> str:
@@ -227,11 +244,7 @@ def _background(directory: str, assembly: Assembly, writer: int) -> int:
 
 
 def _open_log(directory: str) -> int:
-    path = paths.log_path(directory)
-    try:
-        return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
-    except OSError as error:
-        raise from_oserror(error, path) from None
+    return _open_own(paths.log_path(directory), os.O_WRONLY | os.O_APPEND)
 
 
 def _leave(log_file: int) -> None:
