@@ -26,7 +26,6 @@ from thinfs.tools.ref_counts import (
     read_data_map,
     read_metadata_map,
 )
-from thinfs.tools.runs import MAX_LEAF_ENTRIES, RUN_WORDS, RunBatch
 from thinfs.tools.walk import PoolTrees
 from thinfs.units import MAX_DEV_ID, METADATA_BLOCK_BYTES
 
@@ -96,7 +95,6 @@ class _Walk:
         self._lowest = array("Q", bytes(8 * nr_metadata_blocks))
         self._highest = array("Q", bytes(8 * nr_metadata_blocks))
         self._path: set[int] = set()
-        self._scratch = array("Q", bytes(8 * RUN_WORDS * MAX_LEAF_ENTRIES))
         self._refer(SUPERBLOCK_LOCATION, "the superblock")
 
     # -- trees
@@ -194,12 +192,10 @@ class _Walk:
     def _leaf(self, block: Buffer, block_nr: int) -> int:
         nr_entries, lowest, highest = _mappings.entries(block)
         self._nr_mappings[block_nr], self._lowest[block_nr], self._highest[block_nr] = nr_entries, lowest, highest
-        batch = RunBatch(self._scratch, _mappings.append_runs(block, self._scratch, 0))
         if self._data is not None:
-            refused = self._data.inc_runs(batch)
+            refused = self._data.inc_leaf(block)
             if refused is not None:
-                highest = refused.data_begin + refused.length - 1
-                self._damage(f"metadata block {block_nr}: maps data block {highest} of {self._data.nr_blocks}")
+                self._damage(f"metadata block {block_nr}: maps data block {refused[1]} of {self._data.nr_blocks}")
         return nr_entries
 
     def _internal(self, node: BtreeNode, block_nr: int, last: int, depth: int) -> int:

@@ -12,6 +12,9 @@ from itertools import chain, islice
 from typing import Final, NamedTuple
 
 from thinfs.blockdev import Buffer
+from thinfs.ondisk.btree_node import BtreeNode
+from thinfs.ondisk.checksum import stored_block_nr
+from thinfs.ondisk.thin import unpack_mapping
 from thinfs.tools import _mappings
 
 RUN_WORDS: Final = 4
@@ -50,6 +53,12 @@ def leaf_batch(leaf: Buffer) -> RunBatch:
     """The runs of one leaf, the whole block; BadMetadata is for those who read it: a ValueError where it is none."""
     words = array("Q", bytes(8 * RUN_WORDS * MAX_LEAF_ENTRIES))
     return RunBatch(words, _mappings.append_runs(leaf, words, 0))
+
+
+def leaf_mapping(leaf: Buffer, i: int) -> tuple[int, int]:
+    """Thin block and data block of entry `i`."""
+    node = BtreeNode.parse(leaf, stored_block_nr(leaf))
+    return node.keys[i], unpack_mapping(node.values[i])[0]
 
 
 def joined(leaves: Iterable[Buffer]) -> Iterator[RunBatch]:
