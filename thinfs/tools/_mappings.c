@@ -268,6 +268,62 @@ static PyObject *pack_counts(PyObject *module, PyObject *args)
     return packed;
 }
 
+/* What of the runs lies on data blocks begin..end, as bytes of runs. */
+static PyObject *clip_runs(PyObject *module, PyObject *args)
+{
+    Py_buffer in;
+    Py_ssize_t nr_runs, nr = 0;
+    unsigned long long begin, end;
+    PyObject *clipped = NULL;
+    run_t *runs;
+    if (!PyArg_ParseTuple(args, "y*nKK", &in, &nr_runs, &begin, &end))
+        return NULL;
+    runs = runs_of(&in, nr_runs);
+    if (runs != NULL)
+        clipped = PyBytes_FromStringAndSize(NULL, nr_runs * sizeof(run_t));
+    if (clipped != NULL) {
+        run_t *out = (run_t *)PyBytes_AS_STRING(clipped);
+        for (Py_ssize_t i = 0; i < nr_runs; i++) {
+            uint64_t first = runs[i].data_begin, after = first + runs[i].length;
+            if (first < begin)
+                first = begin;
+            if (after > end)
+                after = end;
+            if (first < after)
+                out[nr++] = (run_t){runs[i].thin_begin + (first - runs[i].data_begin), first, after - first, runs[i].time};
+        }
+        _PyBytes_Resize(&clipped, nr * sizeof(run_t));
+    }
+    PyBuffer_Release(&in);
+    return clipped;
+}
+
+/* How many runs begin in each slot of `width` data blocks from `begin` on, added to an array of u64. */
+static PyObject *histogram(PyObject *module, PyObject *args)
+{
+    Py_buffer in, out;
+    Py_ssize_t nr_runs;
+    unsigned long long begin, width;
+    run_t *runs;
+    if (!PyArg_ParseTuple(args, "y*nKKw*", &in, &nr_runs, &begin, &width, &out))
+        return NULL;
+    runs = runs_of(&in, nr_runs);
+    if (width == 0) {
+        PyErr_SetString(PyExc_ValueError, "slots without width");
+        runs = NULL;
+    }
+    for (Py_ssize_t i = 0; runs != NULL && i < nr_runs; i++) {
+        uint64_t *slots = out.buf, nr_slots = out.len / 8;
+        if (runs[i].data_begin >= begin && (runs[i].data_begin - begin) / width < nr_slots)
+            slots[(runs[i].data_begin - begin) / width]++;
+    }
+    PyBuffer_Release(&in);
+    PyBuffer_Release(&out);
+    if (runs == NULL)
+        return NULL;
+    Py_RETURN_NONE;
+}
+
 /* -- text */
 
 static const char DIGIT_PAIRS[] = "00010203040506070809101112131415161718192021222324252627282930313233343536373839"
@@ -556,6 +612,8 @@ static PyMethodDef METHODS[] = {
     {"count_leaf", count_leaf, METH_VARARGS, NULL},
     {"nr_with_count", nr_with_count, METH_VARARGS, NULL},
     {"pack_counts", pack_counts, METH_VARARGS, NULL},
+    {"clip_runs", clip_runs, METH_VARARGS, NULL},
+    {"histogram", histogram, METH_VARARGS, NULL},
     {"xml", xml, METH_VARARGS, NULL},
     {"human_readable", human_readable, METH_VARARGS, NULL},
     {"expand", expand, METH_VARARGS, NULL},

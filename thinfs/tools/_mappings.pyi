@@ -23,6 +23,12 @@ def count_leaf(block: Buffer, counts: bytearray | mmap, many: dict[int, int]) ->
 def nr_with_count(runs: array[int], nr_runs: int, counts: Buffer, count: int) -> int:
     """How many of their data blocks have this count."""
 
+def clip_runs(runs: array[int], nr_runs: int, begin: int, end: int) -> bytes:
+    """What of them lies on data blocks begin..end, as the words of runs."""
+
+def histogram(runs: array[int], nr_runs: int, begin: int, width: int, slots: array[int]) -> None:
+    """One more in the slot, `width` data blocks from `begin` on, in which each run begins."""
+
 def pack_counts(counts: Buffer) -> bytes:
     """Bytes, one a count, as the two bits each that a bitmap has."""
 

@@ -100,13 +100,13 @@ class MetadataWriter:
     def tree(self, nodes: Sequence[Subtree]) -> int:
         """The internal nodes above these, which are one level; the root's number."""
         while len(nodes) > 1:
-            above = []
-            for part in _shares(len(nodes), _LEAF_ENTRIES):
-                keys = array("Q", [node.lowest for node in nodes[part.start : part.stop]])
-                values = array("Q", [node.block_nr for node in nodes[part.start : part.stop]])
-                above.append(self._node(INTERNAL_NODE, 8, keys, values))
-            nodes = above
+            parts = _shares(len(nodes), _LEAF_ENTRIES)
+            nodes = [self.internal_node(nodes[part.start : part.stop]) for part in parts]
         return nodes[0].block_nr
+
+    def internal_node(self, children: Sequence[Subtree]) -> Subtree:
+        keys = array("Q", [child.lowest for child in children])
+        return self._node(INTERNAL_NODE, 8, keys, array("Q", [child.block_nr for child in children]))
 
     def _small_tree(self, entries: Sequence[tuple[int, Sequence[int]]], value_bytes: int, typecode: str = "Q") -> int:
         """Of (key, words of the value), in the order of keys."""
