@@ -12,8 +12,8 @@ from typing import Any
 from kernel_backend.block_io import BlockIO
 from kernel_backend.calls import DeviceMapperCalls
 from kernel_backend.device_mapper import DeviceMapper
-from kernel_backend.dm_ioctl import CONTROL
 from kernel_backend.operations import OperationRunner
+from thinfs.dm.ioctl import CONTROL
 from thinfs.errors import AccessDenied, BackingMissing, from_errno
 
 

@@ -23,6 +23,7 @@ PLANTED = [
     ("thinfs.tools.check", "import trio", "trio"),
     ("kernel_backend.backend", "import thinfs.blockdev", "thinfs.blockdev"),
     ("kernel_backend.guest_agent", "import trio", "trio"),
+    ("thinfs.dm.ioctl", "from thinfs.errors import ThinfsError", "thinfs.errors"),
     *(
         (f"kernel_backend.{one}", "from thinfs.errors import ThinfsError", "thinfs.errors")
         for one in (
@@ -30,7 +31,7 @@ PLANTED = [
             "operations",
             "device_mapper",
             "device_nodes",
-            "dm_ioctl",
+            "control",
             "guest_loops",
             "block_io",
         )

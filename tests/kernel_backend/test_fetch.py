@@ -42,7 +42,14 @@ def test_a_judge_uses_no_library_of_this_machine(name: str) -> None:
     place = place_of(name)
     binaries = [place / "linux.uml"] if name in KERNELS else sorted((place / "bin").iterdir())
     for binary in binaries:
-        command = [place / "ld.so", "--inhibit-cache", "--library-path", place / "lib", "--list", binary]
+        command: list[str | Path] = [
+            place / "ld.so",
+            "--inhibit-cache",
+            "--library-path",
+            place / "lib",
+            "--list",
+            binary,
+        ]
         listed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
         paths = [Path(line.split()[2]) for line in listed.splitlines() if "=>" in line and "ld-linux" not in line]
         paths = [path for path in paths if path.name != "ld.so"]
