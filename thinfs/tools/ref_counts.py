@@ -11,7 +11,15 @@ from typing import Final
 
 from thinfs.errors import BadMetadata
 from thinfs.ondisk.btree_node import BtreeNode
-from thinfs.ondisk.space_map import OVERFLOW, PAIR_TO_COUNT, Bitmap, IndexEntry, MetadataIndex, SpaceMapRoot
+from thinfs.ondisk.space_map import (
+    INDEX_ENTRY_BYTES,
+    OVERFLOW,
+    PAIR_TO_COUNT,
+    Bitmap,
+    IndexEntry,
+    MetadataIndex,
+    SpaceMapRoot,
+)
 from thinfs.tools.walk import PoolTrees, read_block
 from thinfs.units import ENTRIES_PER_BITMAP, ceil_div
 
@@ -19,7 +27,6 @@ _MANY: Final = 254  # from here on the exact count is in `_many`
 _ONE_MORE: Final = bytes(min(count + 1, _MANY) for count in range(256))
 _SMALL: Final = bytes(min(count, OVERFLOW) for count in range(256))
 _COUNTS_OF_BYTE: Final = tuple(bytes(PAIR_TO_COUNT[byte >> shift & 3] for shift in (0, 2, 4, 6)) for byte in range(256))
-_INDEX_ENTRY_BYTES: Final = 16
 _REF_COUNT_BYTES: Final = 4
 
 Leaves = Callable[[int, int], Iterator[BtreeNode]]  # (root, bytes of a value)
@@ -90,7 +97,7 @@ def read_metadata_map(trees: PoolTrees, leaves: Leaves) -> StoredMap:
 def read_data_map(trees: PoolTrees, leaves: Leaves) -> StoredMap:
     root = trees.superblock.data_space_map_root
     entries: list[IndexEntry] = []
-    for leaf in leaves(root.bitmap_root, _INDEX_ENTRY_BYTES):
+    for leaf in leaves(root.bitmap_root, INDEX_ENTRY_BYTES):
         for i in range(leaf.nr_entries):
             if leaf.keys[i] != len(entries):
                 raise BadMetadata(f"data space map: index entry {leaf.keys[i]} where {len(entries)} is expected")
