@@ -1,7 +1,7 @@
 """A device-mapper that keeps tables and ids in dictionaries: enough for what the front ends say and parse.
 
 It has no data: mapped sectors are invented, and so is the use of metadata. Errors are dm-thin's, in the
-order of the behaviour reference. `/dev/loopN` is the device 7:N, other paths are what `files` names.
+order of docs/reference/behaviour.md. `/dev/loopN` is the device 7:N, other paths are what `files` names.
 """
 
 from collections.abc import Sequence

@@ -1,6 +1,6 @@
 """What dmsetup prints about devices: the long form, the columns of `info -c`, the tree of `ls --tree`.
 
-Pure functions from DeviceInfo to text, word for word as dmsetup 1.02.185 (the transcript reference).
+Pure functions from DeviceInfo to text, word for word as dmsetup 1.02.185 (docs/reference/dmsetup.md).
 Columns are aligned with headings; with --noheadings or --separator they are joined by the separator.
 """
 

@@ -2,7 +2,7 @@
 
 A refusal prints dmsetup's line first, which programs parse, then one line `thinfs: REASON` where the kernel
 would have logged one, then `Command failed.`: the reason stands where an operator reads it and past
-the first line, where containerd and its like stop reading. Words as in the transcript reference.
+the first line, where containerd and its like stop reading. Words as in docs/reference/dmsetup.md.
 """
 
 import os
