@@ -2,7 +2,7 @@
 
 Promises: files that have no name left once attached, so that detaching frees them.
 Never: imports beyond the standard library. ubd's discard limit is 32 KiB, so a pool with passdown needs its
-data on one of these (guest reference, facts that cost time to find).
+data on one of these (docs/reference/guest.md, "Facts that cost time to find").
 """
 
 import fcntl

@@ -22,12 +22,15 @@ from pathlib import Path
 from typing import Final
 
 from kernel_backend import xstate
+from thinfs.dm import ioctl
 
 PACKAGE: Final = Path(__file__).resolve().parent
+_SPEC: Final = Path(ioctl.__file__).resolve().parents[1]  # thinfs
 AGENT_PYTHON: Final = "/usr/bin/python3"  # the environment's own may be unreadable or hidden in the guest
 _AGENT_FILES: Final = (
-    "__init__", "guest_agent", "guest_loops", "operations", "device_mapper", "device_nodes", "dm_ioctl", "block_io",
+    "__init__", "guest_agent", "guest_loops", "batch", "device_mapper", "device_nodes", "control", "block_io",
 )  # fmt: skip
+_SPEC_FILES: Final = ("__init__", "dm/__init__", "dm/ioctl")  # of thinfs: standard library only
 _HIDDEN: Final = ("/dev", "/proc", "/sys", "/run")  # the guest mounts its own there
 _HELPERS_END_SECONDS: Final = 5.0
 _PREFIX: Final = "thinfs-guest-"
@@ -179,6 +182,10 @@ class Process:
         target.mkdir(parents=True)
         for name in _AGENT_FILES:
             shutil.copyfile(PACKAGE / f"{name}.py", target / f"{name}.py")
+        spec = target.parent / "thinfs"
+        (spec / "dm").mkdir(parents=True)
+        for name in _SPEC_FILES:
+            shutil.copyfile(_SPEC / f"{name}.py", spec / f"{name}.py")
         (target.parent / "__main__.py").write_text("from kernel_backend.guest_agent import main\n\nmain()\n")
 
     def _command(

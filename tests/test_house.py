@@ -61,10 +61,17 @@ def test_the_commands_of_the_readme_s_table_are_those_there_are() -> None:
     assert set(re.findall(r"^\| `thinfs ([\w-]+)", README, re.MULTILINE)) == set(COMMANDS)
 
 
-def test_ci_runs_every_test_through_make() -> None:
-    script = TOP / ".ci/run"
-    assert os.access(script, os.X_OK)
-    assert re.search(r"^exec make test\b", script.read_text(), re.MULTILINE)
+@pytest.mark.parametrize(("failing", "status"), [("", 0), ("lint", 2), ("test", 2)])
+def test_ci_runs_lint_and_then_every_test_and_hides_neither_s_failure(
+    tmp_path: Path, failing: str, status: int
+) -> None:
+    (tmp_path / ".ci").mkdir()
+    shutil.copy(TOP / ".ci/run", tmp_path / ".ci/run")
+    (tmp_path / "Makefile").write_text(
+        f"lint test:\n\t@echo $@ $(ARGS) >> ran\n\t@test $@ != {failing or 'none'}\n.PHONY: lint test\n"
+    )
+    run = subprocess.run([tmp_path / ".ci/run", "-k", "x"], capture_output=True, timeout=60, stdin=subprocess.DEVNULL)
+    assert (run.returncode, (tmp_path / "ran").read_text()) == (status, "lint\ntest -k x\n")
 
 
 def test_the_licence_is_the_one_the_project_names() -> None:

@@ -1,7 +1,7 @@
 """The units of device-mapper thin provisioning and the constants that both specs share.
 
 A sector is 512 bytes, a metadata block 4096 bytes, a data block the pool's own block size.
-Source: the metadata format reference, section 1; the behaviour reference, section 1.
+Source: docs/reference/format.md, 1; docs/reference/behaviour.md, 1.
 """
 
 from typing import Final

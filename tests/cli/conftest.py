@@ -67,7 +67,7 @@ def machine(tmp_path: Path) -> Machine:
 @pytest.fixture
 def faked(machine: Machine) -> Iterator[Machine]:
     """A server over the fake backend runs."""
-    command = [sys.executable, "-m", "tests.control.fake_server", str(machine.mount_dir)]
+    command = [sys.executable, "-m", "tests.server.fake_server", str(machine.mount_dir)]
     server = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=dict(machine.environment), cwd=TOP)
     try:
         assert server.stdout is not None

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from tests.blockdevs.loops import why_none
 from tests.cli.conftest import Machine
-from tests.control.loops import why_none
-from thinfs.control import loop, nodes
+from thinfs.blockdevs import loop, nodes
 
 PREFIX = f"thinfs-test-{os.getpid()}-"
 POOL, THIN, SNAPSHOT = (PREFIX + name for name in ("pool", "thin", "snap"))

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from tests.cli.conftest import SCRIPTS, TOP, Machine
-from tests.control.transcript import GOLDEN, Command, mask_counts, parse_transcript
-from thinfs.control.dmsetup.commands import usage
+from tests.dmsetup.transcript import GOLDEN, Command, mask_counts, parse_transcript
+from thinfs.dmsetup.commands import usage
 
 
 def test_the_drop_in_imports_nothing_but_what_the_interpreter_has_at_hand() -> None:
@@ -22,8 +22,9 @@ def test_the_drop_in_imports_nothing_but_what_the_interpreter_has_at_hand() -> N
         "thinfs",
         "thinfs.cli",
         "thinfs.cli.dmsetup",
-        "thinfs.control",
-        "thinfs.control.paths",
+        "thinfs.server",
+        "thinfs.server.ownership",
+        "thinfs.server.paths",
     }
     assert imported.isdisjoint(
         {"re", "json", "socket", "enum", "typing", "dataclasses", "argparse", "subprocess", "signal", "selectors"}

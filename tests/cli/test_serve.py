@@ -114,7 +114,7 @@ def test_in_the_foreground_the_service_manager_is_told_when_it_is_ready(mounted:
             finally:
                 server.kill()
             assert server.stderr is not None
-            assert "level=INFO logger=thinfs.control.daemon ended" in server.stderr.read()
+            assert "level=INFO logger=thinfs.server.daemon ended" in server.stderr.read()
 
 
 def test_stop_without_a_server_says_so(machine: Machine) -> None:

@@ -13,11 +13,11 @@ from pathlib import Path
 
 import pytest
 
+from tests.blockdevs.loops import why_none
 from tests.clients.leftovers import clear_away, loop_devices_of, mounts_of
-from tests.control.loops import why_none
 from tests.system.conftest import Server, server
 from tests.system.images import PoolFiles, make_pool, thin_check
-from thinfs.control import nodes
+from thinfs.blockdevs import nodes
 
 __all__ = ["MIB", "Volumes", "need", "need_block_devices", "run", "server", "volumes"]
 

@@ -5,7 +5,7 @@ import re
 import subprocess
 from pathlib import Path
 
-from thinfs.control import loop
+from thinfs.blockdevs import loop
 
 
 def mounts_of(directory: Path) -> list[str]:

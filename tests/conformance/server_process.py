@@ -11,9 +11,9 @@ import threading
 
 import pytest
 
-from thinfs.control import nodes
-from thinfs.control.assembly import userspace
-from thinfs.control.daemon import log_to_stderr, serve_until_end
+from thinfs.blockdevs import nodes
+from thinfs.server.assembly import userspace
+from thinfs.server.daemon import log_to_stderr, serve_until_end
 from thinfs.userspace import pools
 
 from . import faults

@@ -1,10 +1,10 @@
-"""reserve_metadata_snap and release_metadata_snap. Source: behaviour reference, 3; format reference, 9.6."""
+"""reserve_ and release_metadata_snap. Source: docs/reference/behaviour.md, 3; docs/reference/format.md, 9.6."""
 
 import pytest
 
 from thinfs.errors import Busy, InvalidArgument
 
-from .bench import PoolOnBench
+from .workbench import PoolOnBench
 
 
 async def test_its_block_is_in_the_status_while_it_is_held(pool: PoolOnBench) -> None:

@@ -1,10 +1,10 @@
-"""set_transaction_id, a number that programs keep in the pool. Source: behaviour reference, 3."""
+"""set_transaction_id, a number that programs keep in the pool. Source: docs/reference/behaviour.md, 3."""
 
 import pytest
 
 from thinfs.errors import InvalidArgument
 
-from .bench import PoolOnBench
+from .workbench import PoolOnBench
 
 TOP = (1 << 64) - 1
 

@@ -19,16 +19,16 @@ from typing import TypeVar
 import trio
 import trio.testing
 
-from thinfs.control import paths
-from thinfs.control.client import ControlClient, open_control_client
 from thinfs.dm.backend import Backend, OpenDevice
 from thinfs.errors import ThinfsError, from_oserror
+from thinfs.server import paths
+from thinfs.server.client import ControlClient, open_control_client
 from thinfs.userspace.devices import DeviceMapper, open_device_mapper
 
 from . import faults
-from .bench import Disk, Machine
 from .files import FileDisk
 from .removal import remove_devices
+from .workbench import Disk, Machine
 
 T = TypeVar("T")
 

@@ -1,7 +1,7 @@
 """What a history must answer, from plain dictionaries: no trees, no bits, no allocation.
 
 A thin is {block: (token, time, pages)}: the token stands for a data block, the time says when it was mapped,
-pages are what was written into it. Answers None where it has no opinion. Source: behaviour reference, 2, 3, 6.
+pages are what was written into it. Answers None where it has no opinion. Source: docs/reference/behaviour.md, 2, 3, 6.
 """
 
 import itertools
@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 from errno import EBUSY, EEXIST, EINVAL, ENODATA, ENXIO, EOPNOTSUPP
 from typing import Final, TypeAlias
 
+from kernel_backend.batch import Operation
 from kernel_backend.block_io import digest, pattern
-from kernel_backend.operations import Operation
 
 from .history import PAGE, POOL
 from .variants import Variant

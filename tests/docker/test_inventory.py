@@ -10,9 +10,9 @@ import pytest
 from tests.docker import crashes
 from tests.docker.crashes import CREATIONS, DELETIONS, INCONSISTENCIES, NEW_HASH, digests
 from thinfs.cli.docker import main
+from thinfs.docker.directory import read_docker_directory
+from thinfs.docker.pool import Inventory, Kind, Row, find_device, take_inventory
 from thinfs.errors import BackingMissing, InvalidArgument
-from thinfs.tools.docker_directory import read_docker_directory
-from thinfs.tools.docker_pool import Inventory, Kind, Row, find_device, take_inventory
 
 State = Callable[[Path], None]
 

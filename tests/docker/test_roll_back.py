@@ -8,12 +8,12 @@ import pytest
 
 from tests.docker import crashes
 from tests.docker.crashes import B1_HASH, CREATIONS, DELETIONS, NEW_DEVICE, NEW_HASH, digests, mappings_of, records
+from thinfs.docker import roll_back as docker_roll_back
+from thinfs.docker.directory import read_docker_directory
+from thinfs.docker.pool import take_inventory
+from thinfs.docker.roll_back import roll_back
 from thinfs.errors import Busy, PermissionRefused
 from thinfs.pool.metadata import PoolMetadata
-from thinfs.tools import docker_roll_back
-from thinfs.tools.docker_directory import read_docker_directory
-from thinfs.tools.docker_pool import take_inventory
-from thinfs.tools.docker_roll_back import roll_back
 
 State = Callable[[Path], None]
 

@@ -12,13 +12,13 @@ from tests.docker import crashes
 from tests.docker.crashes import digests, mappings_of, metadata_file, records
 from thinfs.blockdev import FileDevice
 from thinfs.cli.docker import main
+from thinfs.docker import snapshot as docker_snapshot
+from thinfs.docker.directory import read_docker_directory
+from thinfs.docker.pool import Kind, find_device, take_inventory
+from thinfs.docker.roll_back import roll_back
+from thinfs.docker.snapshot import Snapshot, read_snapshots, remove_snapshot, snapshots_file, take_snapshot
 from thinfs.errors import Busy, Exists, InvalidArgument, NoSuchThin, PermissionRefused, ThinfsError
 from thinfs.pool.metadata import PoolMetadata
-from thinfs.tools import docker_snapshot
-from thinfs.tools.docker_directory import read_docker_directory
-from thinfs.tools.docker_pool import Kind, find_device, take_inventory
-from thinfs.tools.docker_roll_back import roll_back
-from thinfs.tools.docker_snapshot import Snapshot, read_snapshots, remove_snapshot, snapshots_file, take_snapshot
 
 
 def snapshot(docker: Path, container: str = "c2", name: str | None = None) -> Snapshot:

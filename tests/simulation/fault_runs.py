@@ -2,7 +2,7 @@
 
 Promises, for each: the live pool never shows what nobody wrote, never acknowledges a flush of what is lost; after the
 fault is gone and the pool opened again, everything acknowledged is there, read-only where needs_check is set; with the
-flag cleared the pool is writable again, its counts exact. Source: behaviour reference, sections 5, 5.4.
+flag cleared the pool is writable again, its counts exact. Source: docs/reference/behaviour.md, 5, 5.4.
 """
 
 from collections import Counter

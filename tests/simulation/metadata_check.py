@@ -2,7 +2,7 @@
 
 Promises: mappings of all devices, details, counts of both space maps exactly as the trees have them, every block
 valid; data blocks `overcounted` against the mappings are told apart, all else is a failure. Uses the engine's
-schemas of single blocks and nothing of its btrees and space maps. Source: the format reference, sections 2 to 5, 9.6.
+schemas of single blocks and nothing of its btrees and space maps. Source: docs/reference/format.md, 2 to 5 and 9.6.
 """
 
 from array import array

@@ -56,7 +56,7 @@ class ExternalChecks:
             self.counts[f"thin_check {version}"] += 1
             if done.returncode and overcounted and not version.startswith("0."):
                 # The kernel's own order: a commit may fall between an allocation and its mapping, or between a
-                # discard's unmap and its last dec (behaviour reference, 6.4). Version 1 calls that an error.
+                # discard's unmap and its last dec (docs/reference/behaviour.md, 6.4). Version 1 calls that an error.
                 self.counts[f"thin_check {version} objects to overcounted data blocks"] += 1
             elif done.returncode:
                 output = " / ".join((done.stdout + done.stderr).splitlines())

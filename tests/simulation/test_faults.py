@@ -1,4 +1,4 @@
-"""EIO at every call of a history, and the kernel's answers to single ones (behaviour reference, sections 5 and 6.1)."""
+"""EIO at every call of a history, and the kernel's answers to single ones (docs/reference/behaviour.md, 5 and 6.1)."""
 
 import subprocess
 from pathlib import Path

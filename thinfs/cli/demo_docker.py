@@ -12,9 +12,9 @@ from pathlib import Path
 from thinfs.cli.demo_stage import Stage
 from thinfs.cli.narration import StepFailed
 from thinfs.cli.tree_listing import differences, list_directory, list_ext4, read_manifest
+from thinfs.docker.directory import read_docker_directory
+from thinfs.docker.pool import find_device
 from thinfs.errors import BackingMissing
-from thinfs.tools.docker_directory import read_docker_directory
-from thinfs.tools.docker_pool import find_device
 from thinfs.units import bytes_to_sectors
 
 POOL = "docker-pool"

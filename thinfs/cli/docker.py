@@ -11,11 +11,11 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from thinfs.docker.directory import DockerDirectory, read_docker_directory
+from thinfs.docker.pool import Inventory, Row, find_device, take_inventory
+from thinfs.docker.roll_back import roll_back
+from thinfs.docker.snapshot import remove_snapshot, take_snapshot
 from thinfs.errors import ThinfsError, from_oserror
-from thinfs.tools.docker_directory import DockerDirectory, read_docker_directory
-from thinfs.tools.docker_pool import Inventory, Row, find_device, take_inventory
-from thinfs.tools.docker_roll_back import roll_back
-from thinfs.tools.docker_snapshot import remove_snapshot, take_snapshot
 
 _NAMES_SHOWN = 2
 _UNITS = ("B", "KiB", "MiB", "GiB", "TiB", "PiB")

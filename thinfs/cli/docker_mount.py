@@ -15,15 +15,15 @@ import trio
 
 from thinfs.blockdev import FileDevice
 from thinfs.cli.dmsetup import connect as connect_or_start
-from thinfs.control import paths
-from thinfs.control.client import ControlClient, open_control_client
-from thinfs.control.daemon import answers
+from thinfs.docker.directory import DockerDirectory
+from thinfs.docker.pool import find_device
+from thinfs.docker.snapshot import free_device_id, read_snapshots
+from thinfs.docker.use import refuse_in_use
 from thinfs.errors import Busy, InvalidArgument, IOFailed, PermissionRefused, from_oserror
 from thinfs.ondisk.superblock import Superblock
-from thinfs.tools.docker_directory import DockerDirectory
-from thinfs.tools.docker_pool import find_device
-from thinfs.tools.docker_snapshot import free_device_id, read_snapshots
-from thinfs.tools.docker_use import refuse_in_use
+from thinfs.server import paths
+from thinfs.server.client import ControlClient, open_control_client
+from thinfs.server.daemon import answers
 from thinfs.tools.walk import PoolTrees, steady
 from thinfs.units import bytes_to_sectors
 

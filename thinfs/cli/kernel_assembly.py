@@ -1,7 +1,7 @@
 """What `thinfs serve --backend kernel` is made of: this machine's own dm-thin, nothing in front of it.
 
 Promises: the kernel's devices are its own: /dev/mapper by udev or as libdevmapper would, no FUSE mount, no loop
-devices, and they outlive the server, also at `thinfs stop`. Here, above control/, because nothing below may know
+devices, and they outlive the server, also at `thinfs stop`. Here, above server/, because nothing below may know
 of kernel_backend.
 """
 
@@ -12,7 +12,7 @@ import trio
 
 from kernel_backend.backend import KernelBackend
 from kernel_backend.local import LocalDeviceMapper
-from thinfs.control.daemon import Served
+from thinfs.server.daemon import Served
 
 
 @asynccontextmanager

@@ -6,9 +6,10 @@ from collections.abc import Sequence
 
 import trio
 
-from thinfs.control import paths
-from thinfs.control.client import connect
-from thinfs.control.daemon import (
+from thinfs.errors import ThinfsError, from_oserror
+from thinfs.server import paths
+from thinfs.server.client import connect
+from thinfs.server.daemon import (
     Assembly,
     answers,
     await_end,
@@ -17,7 +18,6 @@ from thinfs.control.daemon import (
     serve_until_end,
     starting,
 )
-from thinfs.errors import ThinfsError, from_oserror
 
 
 def _mount_option(parser: argparse.ArgumentParser) -> None:
@@ -61,7 +61,7 @@ def _assembly(backend: str) -> Assembly:
         from thinfs.cli.kernel_assembly import kernel
 
         return kernel
-    from thinfs.control.assembly import userspace
+    from thinfs.server.assembly import userspace
 
     return userspace
 

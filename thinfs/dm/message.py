@@ -3,7 +3,7 @@
     create_thin ID | create_snap ID ORIGIN | delete ID | set_transaction_id CURRENT NEW
     reserve_metadata_snap | release_metadata_snap              names in any case, white space collapses
 
-Judges words and numbers only; what the pool thinks of them is the pool's. Source: behaviour reference, 3.
+Judges words and numbers only; what the pool thinks of them is the pool's. Source: docs/reference/behaviour.md, 3.
 """
 
 from collections.abc import Callable, Sequence

@@ -5,7 +5,7 @@
           | "Fail" | "Error"
     thin  = mapped-sectors SP (highest-mapped-sector | "-") | "Fail" | "Error" | "-"
 
-Source: behaviour reference, section 4.
+Source: docs/reference/behaviour.md, 4.
 """
 
 from dataclasses import dataclass

@@ -5,7 +5,7 @@
     thin-pool   = metadata-dev SP data-dev SP block-size SP low-water [ SP count *( SP feature ) ]
     thin        = pool-dev SP dev-id [ SP external-origin-dev ]
 
-Parses and formats; opens nothing. Source: behaviour reference, sections 1 and 2, order of checks included.
+Parses and formats; opens nothing. Source: docs/reference/behaviour.md, 1 and 2, order of checks included.
 """
 
 import re

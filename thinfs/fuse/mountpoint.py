@@ -98,7 +98,10 @@ def prepare(path: str, *, allow_other: bool = False) -> str:
 
 def _check_directory(path: str, directory: str) -> None:
     try:
-        if not stat.S_ISDIR(os.stat(directory).st_mode):
+        info = os.stat(directory)
+        if info.st_uid not in (0, os.geteuid()):  # who owns it could put another in its place, with files of his own
+            raise PermissionRefused(f"{path}: belongs to uid {info.st_uid}, neither to uid {os.geteuid()} nor to root")
+        if not stat.S_ISDIR(info.st_mode):
             raise OtherError(errno.ENOTDIR, f"{path}: not a directory; the image files need an empty one")
         if os.listdir(directory):
             # Besides hiding them: a pool's own file in there could only be reached through this very server.

@@ -3,7 +3,7 @@
 Promises: arrays of full length (`max_entries`), so that moving entries leaves behind exactly the bytes that the
 kernel's memmoves leave; `parse` refuses a wrong number, checksum or an impossible header. A value is one
 u32, or one to three u64 (`stride` items of `values`). Mutable: it is the block in memory. Never follows a
-pointer: see persistent/btree.py. Source: the format reference, section 3.
+pointer: see persistent/btree.py. Source: docs/reference/format.md, 3.
 """
 
 from array import array

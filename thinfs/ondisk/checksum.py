@@ -2,7 +2,7 @@
 
 Promises: `check` refuses in the kernel's order (block number, magic, checksum) with the block number in the
 message; `stamp` is the last thing done to a block before it is written. Mirrors the `prepare_for_write`
-and `check` halves of the kernel's block validators. Source: the format reference, section 1, "Checksums".
+and `check` halves of the kernel's block validators. Source: docs/reference/format.md, 1.1.
 """
 
 from typing import Final

@@ -1,7 +1,7 @@
 """The bytes of space maps: root, index entry, index block of the metadata map, bitmap of 2-bit counts.
 
 Promises: `parse(data, block_nr)` refuses a wrong block number or checksum, `build(block_nr)` gives a
-stamped block. Never decides anything: see persistent/space_map.py. Source: the format reference, section 5.
+stamped block. Never decides anything: see persistent/space_map.py. Source: docs/reference/format.md, 5.
 """
 
 from array import array

@@ -2,7 +2,7 @@
 
 Promises: `parse` refuses in the kernel's order: block number, magic, checksum; `build` gives a stamped block.
 The rest of each 128-byte space map root area is whatever memory the kernel had there: ignored, written as
-zeros. The version is not verified, as the kernel does not. Source: the format reference, section 2.
+zeros. The version is not verified, as the kernel does not. Source: docs/reference/format.md, 2.
 """
 
 from dataclasses import dataclass

@@ -1,7 +1,7 @@
 """The values of the thin trees: a mapping (data block and time in one u64) and the details of a device.
 
 Promises: `pack`/`unpack` of mappings as the kernel does it, the time OR-ed in unmasked; details as three u64
-of a btree node and back. Source: the format reference, section 3.
+of a btree node and back. Source: docs/reference/format.md, 3.
 """
 
 from dataclasses import dataclass

@@ -2,7 +2,7 @@
 
 Promises: the kernel's splits and moves, entry for entry; a lookup of a cached path touches no construct and
 allocates next to nothing. A two-level tree is walked as one path whose upper leaf is the parent of the
-subtree's root. Never decides what a value means: `ValueType` hooks do. Source: the format reference, sections 4, 7, 8.
+subtree's root. Never decides what a value means: `ValueType` hooks do. Source: docs/reference/format.md, 4, 7, 8.
 """
 
 from array import array

@@ -2,7 +2,7 @@
 
 Promises: the same merges and moves as the kernel, and siblings shadowed even where nothing moves: that is why a
 removal costs more metadata blocks than an insert. A failed removal may have shadowed nodes: the root handed
-back counts in any case. Source: the format reference, section 8.
+back counts in any case. Source: docs/reference/format.md, 8.
 """
 
 from bisect import bisect_right
@@ -59,7 +59,7 @@ def remove_leaves(tree: Btree, root: int, begin: int, end: int) -> Generator[int
             root, found, near = _descend(tree, root, begin)
         if found is None:
             return root, nr_removed, begin
-        node, i = found[0], max(found[1], 0)  # the nearest one counts, section 8 "Range removal"
+        node, i = found[0], max(found[1], 0)  # the nearest one counts (docs/reference/format.md, 8.1)
         if i >= node.nr_entries or not begin <= node.keys[i] < end:
             return root, nr_removed, begin
         if dec is not None:

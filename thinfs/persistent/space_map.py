@@ -3,7 +3,7 @@ dm-space-map-common (its "ll" layer).
 
 Promises: a range is stepped through one bitmap at a time, each bitmap shadowed once and its entry saved after;
 whole runs of equal counts at C speed. Entries live in an `Index`: a btree with a 64-slot cache (data) or one
-block held in memory (metadata). Never nests by itself: the metadata map does. Source: the format reference, section 5.
+block held in memory (metadata). Never nests by itself: the metadata map does. Source: docs/reference/format.md, 5.
 """
 
 import re

@@ -3,7 +3,7 @@
 Promises: circular next-fit over blocks that are free now and were free at the last commit; frees count in
 `nr_free` at once although they cannot be allocated before the next commit. Index entries sit in a btree behind
 64 write-back slots, whose order of writing decides metadata block numbers.
-Source: the format reference, sections 5, 5.1, 5.2.
+Source: docs/reference/format.md, 5, 5.1, 5.2.
 """
 
 from typing import Final

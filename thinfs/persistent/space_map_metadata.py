@@ -2,7 +2,7 @@
 
 Promises: operations that come up while one is carried out wait in a ring of 1024 and are applied in order; growth
 and format allocate from a fresh area only (bootstrap). `nr_free` is the raw value: frees count after the commit,
-the reserve is not subtracted. Source: the format reference, sections 5.1 to 5.4.
+the reserve is not subtracted. Source: docs/reference/format.md, 5.1 to 5.4.
 """
 
 from collections import deque
@@ -76,7 +76,7 @@ class MetadataSpaceMap:
 
     @classmethod
     def create(cls, tm: TransactionManager, nr_blocks: int) -> "MetadataSpaceMap":
-        """A map that counts the superblock and what it was itself made of. Section 9.1."""
+        """A map that counts the superblock and what it was itself made of (docs/reference/format.md, 9.1)."""
         sm = cls(tm, SpaceMapRoot(), MetadataIndex.blank().entries())
         sm._bootstrap, sm._begin = True, 1
         bitmap_root = tm.new(MetadataIndex.blank())
@@ -213,7 +213,7 @@ class MetadataSpaceMap:
     # -- low water
 
     def set_threshold(self, threshold: int, callback: Callable[[], None]) -> None:
-        """Call back when the raw free count goes from above to `threshold` or below. Behaviour, section 5.3."""
+        """Call back when the raw free count comes down to `threshold` or below (docs/reference/behaviour.md, 5.3)."""
         self._threshold, self._on_threshold = threshold, callback
 
     def _check_threshold(self) -> None:

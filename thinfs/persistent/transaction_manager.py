@@ -2,7 +2,7 @@
 
 Promises: the order "allocate, drop one reference of the original, copy, let the caller reference the
 children", which decides every block number; a block of the last committed state is never changed in place.
-Never commits: pool/metadata.py does. Source: the format reference, section 6.
+Never commits: pool/metadata.py does. Source: docs/reference/format.md, 6.
 """
 
 from typing import Protocol, TypeVar
@@ -42,7 +42,8 @@ class TransactionManager:
         self._twice.clear()
 
     def handed_out(self, block_nr: int) -> None:
-        """The space map chose a block. On a full device one can be chosen twice: the ring is not searched (5.3)."""
+        """The space map chose a block. On a full device it can be one that was chosen before: the ring is not
+        searched (docs/reference/format.md, 5.3)."""
         if block_nr in self._handed:
             self._twice.add(block_nr)
             self.exclusive.discard(block_nr)

@@ -1,0 +1,3 @@
+from tests.blockdevs.loops import loops
+
+__all__ = ["loops"]

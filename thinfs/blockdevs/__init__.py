@@ -1,0 +1,1 @@
+"""Block devices of the machine: loop devices, the links to them, and the file systems on them."""
