@@ -27,8 +27,8 @@ from thinfs.userspace.mapped_device import MappedDevice
 from thinfs.userspace.pools import Pools
 from thinfs.userspace.registry import Registry, unused_major
 from thinfs.userspace.table import Table
+from thinfs.userspace.target import Target
 from thinfs.userspace.targets.known import TARGET_VERSIONS, TARGETS
-from thinfs.userspace.targets.target import Target
 from thinfs.waiting import do
 
 log = logging.getLogger(__name__)

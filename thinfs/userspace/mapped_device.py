@@ -15,7 +15,7 @@ from thinfs.bio import Bio, Op, Requeued, Split
 from thinfs.blockdev import Buffer
 from thinfs.errors import InvalidArgument, IOFailed
 from thinfs.userspace.table import Table
-from thinfs.userspace.targets.target import DEFAULT_BLOCK_BYTES, Target, UpperDevice
+from thinfs.userspace.target import DEFAULT_BLOCK_BYTES, Target, UpperDevice
 
 log = logging.getLogger(__name__)
 

@@ -4,7 +4,7 @@ import bisect
 
 from thinfs.blockdev import Buffer
 from thinfs.units import sectors_to_bytes
-from thinfs.userspace.targets.target import Target
+from thinfs.userspace.target import Target
 
 
 class Table:

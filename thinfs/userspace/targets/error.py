@@ -3,7 +3,7 @@
 from thinfs.bio import Bio
 from thinfs.errors import IOFailed
 from thinfs.userspace.loading import Loading
-from thinfs.userspace.targets.target import Plain
+from thinfs.userspace.target import Plain
 
 
 class ErrorTarget(Plain):

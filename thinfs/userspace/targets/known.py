@@ -6,8 +6,8 @@ from typing import Final
 
 from thinfs.dm.backend import TargetVersion
 from thinfs.userspace.loading import Loading
+from thinfs.userspace.target import Target
 from thinfs.userspace.targets import error, linear, pool, thin, zero
-from thinfs.userspace.targets.target import Target
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,7 +15,7 @@ from thinfs.errors import InvalidArgument, ThinfsError, prefixed
 from thinfs.units import bytes_to_sectors, sectors_to_bytes
 from thinfs.userspace.backing import Backing
 from thinfs.userspace.loading import Loading
-from thinfs.userspace.targets.target import Plain, zero_by_writing
+from thinfs.userspace.target import Plain, zero_by_writing
 
 
 class LinearTarget(Plain):

@@ -14,7 +14,7 @@ from thinfs.units import sectors_to_bytes
 from thinfs.userspace.backing import Backing
 from thinfs.userspace.loading import Loading
 from thinfs.userspace.pools import ActivePool, Pools
-from thinfs.userspace.targets.target import Plain, UpperDevice, zero_by_writing
+from thinfs.userspace.target import Plain, UpperDevice, zero_by_writing
 
 
 class PoolTarget(Plain):

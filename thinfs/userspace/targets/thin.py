@@ -13,7 +13,7 @@ from thinfs.pool.thin import Thin
 from thinfs.userspace.backing import Backing
 from thinfs.userspace.loading import Loading
 from thinfs.userspace.pools import ActivePool
-from thinfs.userspace.targets.target import Plain
+from thinfs.userspace.target import Plain
 
 
 class ThinTarget(Plain):

@@ -3,7 +3,7 @@
 from thinfs.bio import Bio, Op
 from thinfs.blockdev import Buffer
 from thinfs.userspace.loading import Loading
-from thinfs.userspace.targets.target import Plain
+from thinfs.userspace.target import Plain
 
 
 class ZeroTarget(Plain):
