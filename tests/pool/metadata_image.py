@@ -88,6 +88,6 @@ def new_pool(nr_metadata_blocks: int = 1024, nr_data_blocks: int = 1024) -> tupl
 def all_mappings(metadata: PoolMetadata) -> Mappings:
     """Device -> thin block -> data block, as the trees have it."""
     mappings: Mappings = {}
-    for dev_id, root in metadata.objects.top.walk(metadata.mapping_root):
+    for dev_id, root in metadata.objects.top.walk(metadata.transaction.mapping_root):
         mappings[dev_id] = {block: value[0] >> 24 for block, value in metadata.objects.bottom.walk(root[0])}
     return mappings

@@ -120,7 +120,11 @@ def test_a_commit_flushes_the_data_device_first_and_writes_the_superblock_last()
         def flush(self) -> None:
             order.append("flush")
 
-    metadata = PoolMetadata.open(Watched(1 << 20), 128, pre_commit=lambda: order.append("data"))
+    class WatchedData(MemoryDevice):
+        def flush(self) -> None:
+            order.append("data")
+
+    metadata = PoolMetadata.open(Watched(1 << 20), 128, data=WatchedData(1 << 20))
     assert order[-3:] == ["flush", "superblock", "flush"]
     assert "data" not in order
     order.clear()
@@ -137,10 +141,10 @@ def test_mappings_can_be_read_while_a_commit_s_writes_are_on_their_way() -> None
     metadata.create_thin(0)
     thin = metadata.open_thin(0)
     thin.insert_block(7, metadata.alloc_data_block())
-    for call in metadata.commit():
+    for job in metadata.commit():
         assert thin.find_block(7) == (0, False)
-        assert call is not None
-        call()
+        assert job is not None
+        job.start()
     assert thin.find_block(7) == (0, False)
     assert not thin.changed and not metadata.changed_this_transaction
 
@@ -166,13 +170,14 @@ def test_read_only_metadata_refuses_changes_with_eperm_and_reads_on() -> None:
     metadata.create_thin(1)
 
 
-def test_needs_check_reaches_the_device_at_once_and_keeps_the_last_commit() -> None:
+def test_needs_check_reaches_the_device_and_keeps_the_last_commit() -> None:
     device, metadata = new_pool()
     metadata.create_thin(0)
     commit(metadata)
     metadata.create_thin(1)
     metadata.abort()
     metadata.set_needs_check()
+    drive(metadata.write_flag())
     reopened = PoolMetadata.open(copy_of(device.stable), 128)
     assert reopened.needs_check
     assert [dev_id for dev_id, _ in reopened.devices()] == [0]

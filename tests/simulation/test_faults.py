@@ -1,6 +1,5 @@
 """EIO at every call of a history, and the kernel's answers to single ones (docs/reference/behaviour.md, 5 and 6.1)."""
 
-from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
@@ -13,8 +12,8 @@ from tests.simulation.metadata_check import MetadataCheck
 from tests.simulation.power_cut import write_image
 from tests.simulation.recording import Call, Fault, Image
 from tests.thin_tools import answer, thin_checks
+from thinfs.bio import Bio, Op
 from thinfs.errors import IOFailed, ThinfsError
-from thinfs.pool.bio import Bio, Op
 from thinfs.pool.modes import PoolMode
 from thinfs.pool.thin import Thin
 from thinfs.steps import drive
@@ -56,18 +55,17 @@ class Faulty:
     def repair(self) -> None:
         self.history.journal.fault = None
 
-    def _run(self, thin: Thin, bios: Iterable[Bio]) -> ThinfsError | None:
-        bios = list(bios)
-        self.pool.defer(thin, bios)
+    def run(self, thin: Thin, bio: Bio) -> ThinfsError | None:
+        thin.submit(bio)
         drive(self.pool.work())
-        assert all(bio.done for bio in bios)
-        return next((bio.error for bio in bios if bio.error is not None), None)
+        assert bio.done
+        return bio.error
 
     def write(self, thin: Thin, offset: int, data: bytes) -> ThinfsError | None:
-        return self._run(thin, thin.write(offset, data))
+        return self.run(thin, Bio(Op.WRITE, offset, len(data), data))
 
     def flush(self) -> ThinfsError | None:
-        return self._run(self.thin, [Bio(Op.FLUSH)])
+        return self.run(self.thin, Bio(Op.FLUSH))
 
     def used_data_blocks(self) -> int:
         return self.pool.metadata.nr_data_blocks - self.pool.metadata.nr_free_data_blocks
@@ -151,8 +149,10 @@ def test_a_read_or_a_write_in_place_that_fails_is_eio_and_nothing_else() -> None
     with pytest.raises(IOFailed):
         faulty.thin.read(0, 512)
     faulty.fail(DATA, Call.WRITE)
+    assert isinstance(faulty.write(faulty.thin, 0, b"b" * 512), IOFailed)
+    faulty.fail(DATA, Call.WRITE)
     with pytest.raises(IOFailed):
-        faulty.thin.write(0, b"b" * 512)
+        faulty.thin.write_now(0, b"b" * 512)
     assert faulty.pool.mode is PoolMode.WRITE
     assert faulty.thin.read(0, 512) == b"a" * 512
 
@@ -160,7 +160,7 @@ def test_a_read_or_a_write_in_place_that_fails_is_eio_and_nothing_else() -> None
 def test_a_discard_that_the_data_device_fails_is_a_success_all_the_same() -> None:
     faulty = Faulty()
     faulty.fail(DATA, Call.DISCARD)
-    assert faulty._run(faulty.thin, [Bio(Op.DISCARD, 0, BLOCK_BYTES)]) is None
+    assert faulty.run(faulty.thin, Bio(Op.DISCARD, 0, BLOCK_BYTES)) is None
     assert faulty.thin.read(0, 512) == bytes(512)
     assert faulty.used_data_blocks() == 0
 

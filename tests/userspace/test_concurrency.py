@@ -13,9 +13,11 @@ from trio.testing import MockClock
 
 from tests.system.images import PoolFiles, make_pool
 from tests.thin_tools import accepted
+from thinfs.bio import Bio, Op
 from thinfs.errors import NoSpace, NoSuchDevice, ThinfsError
 from thinfs.userspace.blocking import run_on_the_spot
 from thinfs.userspace.devices import DeviceMapper, open_device_mapper
+from thinfs.waiting import do
 
 MIB = 1 << 20
 BLOCK = 65536
@@ -168,7 +170,7 @@ async def test_a_server_ends_though_a_write_waits_below_a_suspended_pool(
         async def write_past_the_gate() -> None:
             assert target is not None
             with pytest.raises(ThinfsError):
-                await target.targets[0].write(0, b"x")
+                await do(target.targets[0], Bio(Op.WRITE, 0, 1, b"x"))
 
         await mapper.suspend("p")
         nursery.start_soon(write_past_the_gate)

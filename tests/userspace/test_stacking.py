@@ -80,12 +80,6 @@ async def test_a_linear_device_over_a_thin_allocates_in_it(mapper: DeviceMapper,
     await device.aclose()
 
 
-async def test_a_thin_cannot_carry_a_pool_in_the_same_server(mapper: DeviceMapper, files: PoolFiles) -> None:
-    await _pool_over_linear(mapper, files)
-    with pytest.raises(InvalidArgument, match="t: a device of its targets cannot carry another"):
-        await mapper.create("q", "0 2048 thin-pool /dev/mapper/t /dev/mapper/data 128 0")
-
-
 async def test_a_linear_target_past_the_end_of_its_device_is_refused(mapper: DeviceMapper, files: PoolFiles) -> None:
     with pytest.raises(InvalidArgument, match="too small for target: start=8, len=8192, dev_size=8192"):
         await mapper.create("l", f"0 8192 linear {files.metadata} 8")
