@@ -64,8 +64,10 @@ class KernelBackend:
     async def run(self, call: Callable[[], T]) -> T:
         return await trio.to_thread.run_sync(call, abandon_on_cancel=True, limiter=self._limiter)
 
-    async def create(self, name: str, table: str | None, *, uuid: str = "", read_only: bool = False) -> DeviceInfo:
-        return await self.run(lambda: self.calls.create(name, table, uuid=uuid, read_only=read_only))
+    async def create(
+        self, name: str, table: str | None, *, uuid: str = "", read_only: bool = False, minor: int | None = None
+    ) -> DeviceInfo:
+        return await self.run(lambda: self.calls.create(name, table, uuid=uuid, read_only=read_only, minor=minor))
 
     async def load(self, name: str, table: str, *, read_only: bool = False) -> None:
         await self.run(lambda: self.calls.load(name, table, read_only=read_only))
@@ -85,17 +87,20 @@ class KernelBackend:
     async def rename(self, name: str, new_name: str) -> None:
         await self.run(lambda: self.calls.rename(name, new_name))
 
+    async def set_uuid(self, name: str, uuid: str) -> None:
+        await self.run(lambda: self.calls.set_uuid(name, uuid))
+
     async def message(self, name: str, message: str, *, sector: int = 0) -> str:
         return await self.run(lambda: self.calls.message(name, message, sector=sector))
 
-    async def status(self, name: str, *, noflush: bool = False) -> str:
-        return await self.run(lambda: self.calls.status(name, noflush=noflush))
+    async def status(self, name: str, *, noflush: bool = False, inactive: bool = False) -> str:
+        return await self.run(lambda: self.calls.status(name, noflush=noflush, inactive=inactive))
 
     async def table(self, name: str, *, inactive: bool = False) -> str:
         return await self.run(lambda: self.calls.table(name, inactive=inactive))
 
-    async def info(self, name: str) -> DeviceInfo:
-        return await self.run(lambda: self.calls.info(name))
+    async def info(self, name: str, *, inactive: bool = False) -> DeviceInfo:
+        return await self.run(lambda: self.calls.info(name, inactive=inactive))
 
     async def wait(self, name: str, event_nr: int) -> DeviceInfo:
         return await self.run(lambda: self.calls.wait(name, event_nr))

@@ -31,8 +31,10 @@ class DeviceMapperCalls:
         major, minor, patch = self._call("version")
         return major, minor, patch
 
-    def create(self, name: str, table: str | None, *, uuid: str = "", read_only: bool = False) -> DeviceInfo:
-        return DeviceInfo(**self._call("create", name, table, uuid, read_only))
+    def create(
+        self, name: str, table: str | None, *, uuid: str = "", read_only: bool = False, minor: int | None = None
+    ) -> DeviceInfo:
+        return DeviceInfo(**self._call("create", name, table, uuid, read_only, minor))
 
     def load(self, name: str, table: str, *, read_only: bool = False) -> None:
         self._call("load", name, table, read_only)
@@ -52,17 +54,20 @@ class DeviceMapperCalls:
     def rename(self, name: str, new_name: str) -> None:
         self._call("rename", name, new_name)
 
+    def set_uuid(self, name: str, uuid: str) -> None:
+        self._call("set_uuid", name, uuid)
+
     def message(self, name: str, message: str, *, sector: int = 0) -> str:
         return str(self._call("message", name, message, sector))
 
-    def status(self, name: str, *, noflush: bool = False) -> str:
-        return str(self._call("status", name, noflush))
+    def status(self, name: str, *, noflush: bool = False, inactive: bool = False) -> str:
+        return str(self._call("status", name, noflush, inactive))
 
     def table(self, name: str, *, inactive: bool = False) -> str:
         return str(self._call("table", name, inactive))
 
-    def info(self, name: str) -> DeviceInfo:
-        return DeviceInfo(**self._call("info", name))
+    def info(self, name: str, *, inactive: bool = False) -> DeviceInfo:
+        return DeviceInfo(**self._call("info", name, inactive))
 
     def wait(self, name: str, event_nr: int) -> DeviceInfo:
         return DeviceInfo(**self._call("wait", name, event_nr))

@@ -33,17 +33,18 @@ Parameters: TypeAlias = Mapping[str, tuple[type, Any]]  # name: (type, default)
 _NAME: Parameters = {"name": (str, REQUIRED)}
 
 BACKEND_CALLS: Mapping[str, Parameters] = {
-    "create": {**_NAME, "table": (str, None), "uuid": (str, ""), "read_only": (bool, False)},
+    "create": {**_NAME, "table": (str, None), "uuid": (str, ""), "read_only": (bool, False), "minor": (int, None)},
     "load": {**_NAME, "table": (str, REQUIRED), "read_only": (bool, False)},
     "clear": _NAME,
     "suspend": {**_NAME, "noflush": (bool, False), "lockfs": (bool, True)},
     "resume": _NAME,
     "remove": {**_NAME, "deferred": (bool, False)},
     "rename": {**_NAME, "new_name": (str, REQUIRED)},
+    "set_uuid": {**_NAME, "uuid": (str, REQUIRED)},
     "message": {**_NAME, "message": (str, REQUIRED), "sector": (int, 0)},
-    "status": {**_NAME, "noflush": (bool, False)},
+    "status": {**_NAME, "noflush": (bool, False), "inactive": (bool, False)},
     "table": {**_NAME, "inactive": (bool, False)},
-    "info": _NAME,
+    "info": {**_NAME, "inactive": (bool, False)},
     "wait": {**_NAME, "event_nr": (int, REQUIRED)},
     "deps": _NAME,
     "list": {},

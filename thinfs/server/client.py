@@ -92,8 +92,11 @@ class ControlClient:
         while self._idle:
             await self._idle.pop().aclose()
 
-    async def create(self, name: str, table: str | None, *, uuid: str = "", read_only: bool = False) -> DeviceInfo:
-        return info_from_json(await self._call("create", name=name, table=table, uuid=uuid, read_only=read_only))
+    async def create(
+        self, name: str, table: str | None, *, uuid: str = "", read_only: bool = False, minor: int | None = None
+    ) -> DeviceInfo:
+        made = await self._call("create", name=name, table=table, uuid=uuid, read_only=read_only, minor=minor)
+        return info_from_json(made)
 
     async def load(self, name: str, table: str, *, read_only: bool = False) -> None:
         await self._call("load", name=name, table=table, read_only=read_only)
@@ -113,17 +116,20 @@ class ControlClient:
     async def rename(self, name: str, new_name: str) -> None:
         await self._call("rename", name=name, new_name=new_name)
 
+    async def set_uuid(self, name: str, uuid: str) -> None:
+        await self._call("set_uuid", name=name, uuid=uuid)
+
     async def message(self, name: str, message: str, *, sector: int = 0) -> str:
         return str(await self._call("message", name=name, message=message, sector=sector))
 
-    async def status(self, name: str, *, noflush: bool = False) -> str:
-        return str(await self._call("status", name=name, noflush=noflush))
+    async def status(self, name: str, *, noflush: bool = False, inactive: bool = False) -> str:
+        return str(await self._call("status", name=name, noflush=noflush, inactive=inactive))
 
     async def table(self, name: str, *, inactive: bool = False) -> str:
         return str(await self._call("table", name=name, inactive=inactive))
 
-    async def info(self, name: str) -> DeviceInfo:
-        return info_from_json(await self._call("info", name=name))
+    async def info(self, name: str, *, inactive: bool = False) -> DeviceInfo:
+        return info_from_json(await self._call("info", name=name, inactive=inactive))
 
     async def wait(self, name: str, event_nr: int) -> DeviceInfo:
         return info_from_json(await self._call("wait", name=name, event_nr=event_nr))

@@ -9,6 +9,7 @@ import logging
 from collections import Counter
 from collections.abc import AsyncIterator, Collection, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import replace
 from functools import partial
 from typing import Final, Protocol
 
@@ -46,6 +47,7 @@ log = logging.getLogger("thinfs.dm")
 
 MAX_NAME_BYTES: Final = 127
 MAX_UUID_BYTES: Final = 128
+MAX_MINOR: Final = (1 << 20) - 1
 _FIRST_INODE: Final = 2  # 1 is the mount's root
 CANCEL_DEFERRED_REMOVE: Final = "@cancel_deferred_remove"
 
@@ -214,14 +216,16 @@ class DeviceMapper:
 
     # -- the seam: life of a device ----------------------------------------------------------------------
 
-    async def create(self, name: str, table: str | None, *, uuid: str = "", read_only: bool = False) -> DeviceInfo:
+    async def create(
+        self, name: str, table: str | None, *, uuid: str = "", read_only: bool = False, minor: int | None = None
+    ) -> DeviceInfo:
         self._check_new_name(name)
-        if len(uuid.encode()) > MAX_UUID_BYTES:
-            raise InvalidArgument(f"{name}: uuid of {len(uuid)} bytes is longer than {MAX_UUID_BYTES}")
-        if uuid and any(device.uuid == uuid for device in self._devices.values()):
-            raise Busy(f"{name}: uuid {uuid} is in use")
+        self._check_new_uuid(name, uuid)
         minors = {device.minor for device in self._devices.values()}
-        minor = next(minor for minor in range(len(minors) + 1) if minor not in minors)
+        if minor is None:
+            minor = next(minor for minor in range(len(minors) + 1) if minor not in minors)
+        elif minor in minors or not 0 <= minor <= MAX_MINOR:
+            raise NoSuchDevice(f"{name}: minor number {minor} is taken, or not one of 0 to {MAX_MINOR}")
         device = MappedDevice(name, uuid, self.major, minor, self._next_inode)
         self._next_inode += 1
         device.on_last_close = partial(self._closed, device)
@@ -241,6 +245,12 @@ class DeviceMapper:
             raise InvalidArgument(f"{name!r}: not a device name (1 to {MAX_NAME_BYTES} bytes, no slash)")
         if name in self._devices:
             raise Busy(f"{name}: a device of that name exists")
+
+    def _check_new_uuid(self, name: str, uuid: str) -> None:
+        if len(uuid.encode("utf-8", "surrogateescape")) > MAX_UUID_BYTES:
+            raise InvalidArgument(f"{name}: uuid of {len(uuid)} bytes is longer than {MAX_UUID_BYTES}")
+        if uuid and any(device.uuid == uuid for device in self._devices.values()):
+            raise Busy(f"{name}: uuid {uuid} is in use")
 
     async def load(self, name: str, table: str, *, read_only: bool = False) -> None:
         async with self._locked(name) as device:
@@ -353,7 +363,9 @@ class DeviceMapper:
             await self._suspend(device, noflush=noflush, lockfs=lockfs)
 
     async def _suspend(self, device: MappedDevice, *, noflush: bool, lockfs: bool) -> None:
-        if not device.suspended and device.live is not None:
+        if device.live is None:
+            device.suspended = True  # a state only, until there is a table: as the kernel
+        elif not device.suspended:
             try:
                 if not noflush:
                     await self.listener.before_suspend(device, lockfs=lockfs)
@@ -375,6 +387,8 @@ class DeviceMapper:
         old: Table | None = None
         size_before = device.size_bytes
         if device.live is None and device.inactive is None:
+            if device.suspended:
+                raise InvalidArgument(f"{device.name}: resume: no table is loaded")
             return  # as the kernel: a success without effect
         if device.inactive is not None:
             table, device.inactive = device.inactive, None
@@ -453,12 +467,21 @@ class DeviceMapper:
                 with trio.CancelScope(shield=True):
                     await self.listener.renamed(device, name)
 
+    async def set_uuid(self, name: str, uuid: str) -> None:
+        async with self._locked(name) as device:
+            self._check_new_uuid(name, uuid)
+            if device.uuid or not uuid:
+                raise InvalidArgument(f"{name}: its uuid cannot be changed from {device.uuid!r} to {uuid!r}")
+            device.uuid = uuid
+
     # -- the seam: asking --------------------------------------------------------------------------------
 
     async def message(self, name: str, message: str, *, sector: int = 0) -> str:
         device = self.find(name)
         words = split_message(message)
         if words[0].lower() == CANCEL_DEFERRED_REMOVE:
+            if len(words) > 1:
+                raise InvalidArgument(f"{name}: {words[0]} takes no arguments")
             device.deferred_remove = False
             return ""
         if device.live is None:
@@ -470,9 +493,10 @@ class DeviceMapper:
                 return ""
         raise InvalidArgument(f"{name}: message: Target message sector {sector} outside device.")
 
-    async def status(self, name: str, *, noflush: bool = False) -> str:
+    async def status(self, name: str, *, noflush: bool = False, inactive: bool = False) -> str:
         device = self.find(name)
-        targets = [] if device.live is None else device.live.targets
+        table = device.inactive if inactive else device.live
+        targets = [] if table is None else table.targets
         return "\n".join([_line(target, await target.status_params(noflush=noflush)) for target in targets])
 
     async def table(self, name: str, *, inactive: bool = False) -> str:
@@ -480,10 +504,19 @@ class DeviceMapper:
         table = device.inactive if inactive else device.live
         return "\n".join(_line(target, target.table_params()) for target in (table.targets if table else []))
 
-    async def info(self, name: str) -> DeviceInfo:
+    async def info(self, name: str, *, inactive: bool = False) -> DeviceInfo:
         self.find(name)
         mounted = await self.listener.mounted()
-        return self._info(self.find(name), mounted=mounted)
+        device = self.find(name)
+        info = self._info(device, mounted=mounted)
+        if not inactive:
+            return info
+        table = device.inactive
+        return replace(
+            info,
+            target_count=0 if table is None else len(table.targets),
+            read_only=table is not None and table.read_only,
+        )
 
     async def wait(self, name: str, event_nr: int) -> DeviceInfo:
         device = self.find(name)
