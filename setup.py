@@ -1,5 +1,5 @@
-"""The compiled parts, thinfs.fuse._fuseshim against the libfuse 3 of pkg-config and what `thinfs run` preloads, and a
-script; else: pyproject.toml."""
+"""The compiled parts (thinfs.fuse._fuseshim against the libfuse 3 of pkg-config, thinfs.tools._mappings, and what
+`thinfs run` preloads) and a script; else: pyproject.toml."""
 
 import subprocess
 from pathlib import Path
@@ -38,6 +38,9 @@ setup(
     # Copied as it is, for its start-up time: the wrapper of an entry point imports re, half as long again.
     scripts=["scripts/thinfs-dmsetup"],
     ext_modules=[
+        Extension(
+            "thinfs.tools._mappings", ["thinfs/tools/_mappings.c"], extra_compile_args=["-O3", "-Wall", "-Wextra"]
+        ),
         Extension(
             "thinfs.fuse._fuseshim",
             ["thinfs/fuse/_fuseshim.c"],

@@ -8,6 +8,7 @@ channel, the local backend calls it in place; failures are OSError with the kern
 import contextlib
 import errno
 import time
+from collections.abc import Sequence
 from typing import Any, Final
 
 from kernel_backend import device_nodes
@@ -28,20 +29,20 @@ from thinfs.dm.ioctl import (
 _REMOVAL_SECONDS: Final = 10.0
 
 
-class DeviceMapper:
+class KernelDeviceMapper:
     def __init__(self) -> None:
         self._control = Control()
 
     def close(self) -> None:
         self._control.close()
 
-    def version(self) -> list[int]:
+    def version(self) -> Sequence[int]:
         return list(self._control.ioctl("version").version)
 
     def create(
         self, name: str, table: str | None, uuid: str = "", read_only: bool = False, minor: int | None = None
     ) -> dict[str, Any]:
-        number = {} if minor is None else {"flags": PERSISTENT_DEV, "dev": (0, minor)}
+        number: dict[str, Any] = {} if minor is None else {"flags": PERSISTENT_DEV, "dev": (0, minor)}
         answer = self._control.ioctl("create", name, uuid=uuid, **number)
         try:
             if table is not None:
@@ -98,23 +99,23 @@ class DeviceMapper:
         """Blocks until the event number is another, or the device is removed."""
         return info_fields(self._control.ioctl("wait", name, event_nr=event_nr))
 
-    def deps(self, name: str) -> list[tuple[int, int]]:
+    def deps(self, name: str) -> Sequence[tuple[int, int]]:
         return self._control.deps(name)
 
-    def names(self) -> list[str]:
+    def names(self) -> Sequence[str]:
         return self._control.names()
 
-    def devices(self) -> list[dict[str, Any]]:
+    def list(self) -> Sequence[dict[str, Any]]:
         return [self.info(name) for name in self.names()]
 
-    def targets(self) -> list[tuple[str, tuple[int, int, int]]]:
-        return self._control.target_versions()
+    def targets(self) -> Sequence[Sequence[Any]]:
+        return [[name, *version] for name, version in self._control.target_versions()]
 
     def node(self, name: str) -> str:
         """A path that opens the device: the kernel's own node, which needs neither udev nor a link."""
         return f"/dev/dm-{self.info(name)['minor']}"
 
-    def remove_everything(self) -> list[str]:
+    def remove_everything(self) -> Sequence[str]:
         """Remove all devices, stuck ones too; answers the names that would not go.
 
         A thin that still has I/O waiting gets an error table, as `dmsetup remove --force` does. A pool never:
@@ -138,7 +139,7 @@ class DeviceMapper:
                 time.sleep(0.001)
         return names
 
-    def _on_top(self, names: list[str]) -> list[str]:
+    def _on_top(self, names: Sequence[str]) -> Sequence[str]:
         """Those that no other mapped device uses."""
         used: set[tuple[int, int]] = set()
         numbers: dict[str, tuple[int, int]] = {}

@@ -28,7 +28,7 @@ PACKAGE: Final = Path(__file__).resolve().parent
 _SPEC: Final = Path(ioctl.__file__).resolve().parents[1]  # thinfs
 AGENT_PYTHON: Final = "/usr/bin/python3"  # the environment's own may be unreadable or hidden in the guest
 _AGENT_FILES: Final = (
-    "__init__", "guest_agent", "guest_loops", "operations", "device_mapper", "device_nodes", "control", "block_io",
+    "__init__", "guest_agent", "guest_loops", "batch", "device_mapper", "device_nodes", "control", "block_io",
 )  # fmt: skip
 _SPEC_FILES: Final = ("__init__", "dm/__init__", "dm/ioctl")  # of thinfs: standard library only
 _HIDDEN: Final = ("/dev", "/proc", "/sys", "/run")  # the guest mounts its own there

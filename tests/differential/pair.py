@@ -18,8 +18,8 @@ import trio
 import trio.testing
 
 from kernel_backend import differential
+from kernel_backend.batch import Operation, Outcome
 from kernel_backend.block_io import pattern
-from kernel_backend.operations import Operation, Outcome
 from kernel_backend.runner import Guest
 from tests.conformance.files import thin_check
 from tests.conformance.userspace_machines import scratch_directory

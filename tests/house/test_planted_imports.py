@@ -28,7 +28,7 @@ PLANTED = [
         (f"kernel_backend.{one}", "from thinfs.errors import ThinfsError", "thinfs.errors")
         for one in (
             "guest_agent",
-            "operations",
+            "batch",
             "device_mapper",
             "device_nodes",
             "control",
@@ -40,7 +40,7 @@ PLANTED = [
 CIRCLES = [
     ("thinfs.pool.modes", "thinfs.pool.pool"),
     ("thinfs.persistent.block_manager", "thinfs.persistent.btree"),
-    ("kernel_backend.block_io", "kernel_backend.operations"),
+    ("kernel_backend.block_io", "kernel_backend.batch"),
 ]
 
 

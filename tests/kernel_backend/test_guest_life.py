@@ -115,8 +115,8 @@ def test_a_closed_guest_leaves_no_process_descriptor_or_file(
 def test_two_guests_live_side_by_side(kernel: uml.GuestKernel) -> None:
     with Guest(kernel, images=IMAGES) as one, Guest(kernel, images=IMAGES) as other:
         one.create("d", "0 128 error")
-        assert [device.name for device in one.devices()] == ["d"]
-        assert other.devices() == []
+        assert [device.name for device in one.list()] == ["d"]
+        assert other.list() == []
 
 
 def test_a_killed_guest_fails_its_calls_and_leaves_its_images(kernel: uml.GuestKernel) -> None:

@@ -11,7 +11,7 @@ import os
 import sys
 
 from thinfs.server import paths
-from thinfs.server.ownership import CREDENTIALS, check_listener
+from thinfs.server.ownership import CREDENTIALS, check_listener, listener_is_over
 
 try:
     from _json import encode_basestring_ascii as quote
@@ -53,16 +53,22 @@ def run(argv: list[str]) -> int:
 
 def connect(directory: str) -> _socket.socket:
     """A connection to the server of `directory`, started when there is none. OSError names what failed."""
+    try:
+        connection = _connected(directory)
+        if not listener_is_over(connection.getsockopt(*CREDENTIALS)):
+            return connection
+        connection.close()
+    except (FileNotFoundError, ConnectionRefusedError):
+        pass
+    _start_server(directory)
+    return _connected(directory)
+
+
+def _connected(directory: str) -> _socket.socket:
     address = paths.socket_path(directory)
     connection = _socket.socket(_socket.AF_UNIX, _socket.SOCK_STREAM)
     try:
         connection.connect(address)
-    except (FileNotFoundError, ConnectionRefusedError):
-        _start_server(directory)
-        try:
-            connection.connect(address)
-        except OSError as error:
-            raise OSError(error.errno, f"{address}: {error.strerror}") from None
     except OSError as error:
         raise OSError(error.errno, f"{address}: {error.strerror or error}") from None
     check_listener(connection.getsockopt(*CREDENTIALS), address)

@@ -159,19 +159,21 @@ def _dump(options: argparse.Namespace) -> int:
         raise InvalidArgument(f"--metadata-snap={block}: not a block number")
     with _metadata(options.metadata, in_use_allowed=block is not None) as device:
         trees = _trees(device, block is not None, int(block) if block and block != "held" else None)
-        pool = dump_of(trees, dev_id=options.dev_id, mappings=not options.skip_mappings)
+        only = None if options.dev_id is None else (options.dev_id,)
+        pool = dump_of(trees, dev_ids=only, mappings=not options.skip_mappings)
         _write(options.output, FORMATS[options.format](pool))
     return 0
 
 
-def _write(path: Path | None, lines: Iterable[str]) -> None:
+def _write(path: Path | None, pieces: Iterable[bytes]) -> None:
     if path is None:
-        sys.stdout.writelines(lines)
         sys.stdout.flush()
+        sys.stdout.buffer.writelines(pieces)
+        sys.stdout.buffer.flush()
         return
     try:
-        with path.open("w", encoding="ascii") as file:
-            file.writelines(lines)
+        with path.open("wb") as file:
+            file.writelines(pieces)
     except OSError as error:
         raise from_oserror(error, str(path)) from None
 
@@ -189,7 +191,7 @@ def ls(arguments: Sequence[str]) -> int:
 def _ls(options: argparse.Namespace) -> int:
     with _metadata(options.metadata, in_use_allowed=options.metadata_snap) as device:
         trees = _trees(device, options.metadata_snap)
-        _write(None, listing_lines(trees, options.format.split(","), headers=not options.no_headers))
+        _write(None, map(str.encode, listing_lines(trees, options.format.split(","), headers=not options.no_headers)))
     return 0
 
 
@@ -203,7 +205,7 @@ def map_blocks(arguments: Sequence[str]) -> int:
 
 def _map(options: argparse.Namespace) -> int:
     with _metadata(options.metadata, in_use_allowed=options.metadata_snap) as device:
-        _write(None, map_lines(_trees(device, options.metadata_snap)))
+        _write(None, map(str.encode, map_lines(_trees(device, options.metadata_snap))))
     return 0
 
 

@@ -20,16 +20,18 @@ from typing import Final, NoReturn, TypeAlias
 
 import trio
 
+from thinfs.dead_server import holds_on, let_go
 from thinfs.dm.backend import Backend
 from thinfs.errors import Busy, PermissionRefused, ThinfsError, from_oserror
 from thinfs.ioctl.door import Door
 from thinfs.server import paths
-from thinfs.server.ownership import CREDENTIALS, check_file, check_listener
+from thinfs.server.ownership import CREDENTIALS, check_file, check_listener, listener_is_over
 from thinfs.server.removal import Holder, nobody
 from thinfs.server.server import ControlServer, listening, serve_connections
 
 log = logging.getLogger(__name__)
 
+_GRACE_SECONDS: Final = 1.0  # for one that was killed a moment ago
 _PREDECESSOR_SECONDS: Final = 10  # how long a server that is ending may take before a new one gives up
 
 
@@ -92,11 +94,12 @@ def answers(directory: str) -> bool:
             probe.connect(path)
         except OSError:
             return False
+        credentials = probe.getsockopt(*CREDENTIALS)
         try:
-            check_listener(probe.getsockopt(*CREDENTIALS), path)
+            check_listener(credentials, path)
         except PermissionError as error:
             raise PermissionRefused(str(error.strerror)) from None
-        return True
+        return not listener_is_over(credentials)
 
 
 @contextmanager
@@ -123,6 +126,7 @@ def lock(directory: str) -> int:
         except BlockingIOError:
             if answers(directory):
                 raise Busy(f"{directory}: served already, by process {_read_pid(descriptor)}") from None
+            _end_dead_predecessor(directory, _read_pid(descriptor))
             with _limited(_PREDECESSOR_SECONDS, directory, descriptor):
                 fcntl.flock(descriptor, fcntl.LOCK_EX)
     except BaseException:
@@ -131,6 +135,16 @@ def lock(directory: str) -> int:
     os.truncate(descriptor, 0)
     os.pwrite(descriptor, f"{os.getpid()}\n".encode("ascii"), 0)
     return descriptor
+
+
+def _end_dead_predecessor(directory: str, pid: str) -> None:
+    """One that was killed while a thread of it waited for its own answer would hold the lock for ever."""
+    if not pid.isdecimal() or not holds_on(int(pid)):
+        return
+    if let_go(int(pid), directory, grace_seconds=_GRACE_SECONDS, seconds=_PREDECESSOR_SECONDS):
+        log.warning("%s: process %s was killed and held on to its mount: ended", directory, pid)
+    else:
+        raise Busy(f"{directory}: process {pid} was killed and holds on to its mount; as root: umount -f {directory}")
 
 
 @contextmanager

@@ -18,7 +18,6 @@ import trio
 
 from thinfs.dm.backend import Backend, OpenDevice
 from thinfs.errors import InvalidArgument, IOFailed, PermissionRefused, ThinfsError, from_oserror
-from thinfs.server.calls import perform
 from thinfs.server.ownership import check_owner
 from thinfs.server.protocol import (
     MAX_LINE_BYTES,
@@ -29,6 +28,7 @@ from thinfs.server.protocol import (
     error_message,
 )
 from thinfs.server.removal import Holder, nobody
+from thinfs.server.requests import perform
 
 log = logging.getLogger(__name__)
 
