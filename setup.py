@@ -43,8 +43,17 @@ setup(
         ),
         Extension(
             "thinfs.fuse._fuseshim",
-            ["thinfs/fuse/_fuseshim.c"],
-            extra_compile_args=["-D_GNU_SOURCE", "-Wall", "-Wextra", *pkg_config("--cflags")],
+            ["thinfs/fuse/_fuseshim.c", "thinfs/fuse/_serving.c", "thinfs/fuse/_volumes.c"],
+            depends=["thinfs/fuse/_serving.h", "thinfs/fuse/_volumes.h"],
+            extra_compile_args=[
+                "-D_GNU_SOURCE",
+                "-O2",
+                "-pthread",
+                "-fvisibility=hidden",
+                "-Wall",
+                "-Wextra",
+                *pkg_config("--cflags"),
+            ],
             # The calls that it passes on are found with RTLD_NEXT: libfuse must come right behind it.
             extra_link_args=["-Wl,--no-as-needed", *pkg_config("--libs")],
         ),

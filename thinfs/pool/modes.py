@@ -41,7 +41,7 @@ MODES: Final[dict[PoolMode, ModeRules]] = {
 
 
 @dataclass(slots=True)
-class Binding:
+class PoolSettings:
     """What one thin-pool table line asks of the pool; the pool adopts it at each resume.
 
     `mode` starts as requested and then follows the pool, so that a plain suspend and resume keeps
