@@ -92,6 +92,6 @@ class DataDevice:
         return [(self.below, Bio(Op.WRITE, data_block * self.block_bytes + offset, len(data), data))]
 
     def discard_blocks(self, runs: Iterable[tuple[int, int]]) -> Iterator[tuple[Submits, Bio]]:
-        """Discards of [begin, end) each; a device that fails one has merely kept the data (reference, 6.3)."""
+        """Discards of [begin, end) each; one that fails has merely kept the data (docs/reference/behaviour.md, 6.3)."""
         for begin, end in runs:
             yield self.below, Bio(Op.DISCARD, begin * self.block_bytes, (end - begin) * self.block_bytes)

@@ -2,7 +2,7 @@
 
 Promises the kernel's choices: what is zeroed, what is copied, what is overwritten instead. A mapping is inserted only
 after its data is there. Mirrors provision_block, break_sharing and process_prepared_mapping of dm-thin.
-Source: behaviour reference, sections 6.1, 6.2, 7.
+Source: docs/reference/behaviour.md, 6.1, 6.2, 7.
 """
 
 from thinfs.bio import Bio, Op

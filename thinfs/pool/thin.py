@@ -2,7 +2,7 @@
 
 Promises: a read never allocates; a write in place never touches metadata; everything else is deferred, one bio a thin
 block, to the pool's worker. Over devices that answer at once, what is in place is done when the call returns.
-Mirrors the mapping half of dm-thin. Source: behaviour reference, sections 6.1 and 7.
+Mirrors the mapping half of dm-thin. Source: docs/reference/behaviour.md, 6.1 and 7.
 """
 
 import logging

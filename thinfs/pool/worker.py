@@ -2,7 +2,7 @@
 
 Promises that order within a pass: finished copies become mappings, discards unmap, passed-down discards drop their
 last count, new bios of each thin by sector, then the commit. Data I/O started in a pass finishes before the next.
-Source: behaviour reference, sections 5, 6.1-6.4, 7. Mirrors do_worker of dm-thin.
+Source: docs/reference/behaviour.md, 5, 6.1-6.4, 7. Mirrors do_worker of dm-thin.
 """
 
 from collections import deque

@@ -2,7 +2,7 @@
 
 Promises: the kernel's checks, in its order, with its errno; a refusal leaves everything as it was. Never
 blocks the event loop. `open_device_mapper` is the way in: leaving it suspends, commits and closes every pool.
-Source: behaviour reference; clients.md for what programs rely on.
+Source: docs/reference/behaviour.md; docs/reference/clients.md for what programs rely on.
 """
 
 import logging

@@ -2,7 +2,7 @@
 
 Promises asked of a target: `submit` gets bios inside its length, offsets in bytes from its start, and completes each,
 now or later; it raises nothing. It belongs to one table of one device and lets go of everything in `close`.
-Source: behaviour reference, sections 1 and 2.
+Source: docs/reference/behaviour.md, 1 and 2.
 """
 
 from collections.abc import Iterator, Sequence
