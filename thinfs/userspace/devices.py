@@ -226,6 +226,12 @@ class DeviceMapper:
             return  # as the kernel: a success without effect
         if device.inactive is not None:
             table, device.inactive = device.inactive, None
+            try:
+                for target in table.targets:
+                    target.check_swap()
+            except ThinfsError:
+                await table.close()
+                raise
             old = device.swap_in(table)
         try:
             if device.suspended or device.live is None:
