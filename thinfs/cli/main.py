@@ -20,6 +20,7 @@ COMMANDS: Mapping[str, Command] = {
     "stop": Command("thinfs.cli.serve", "stop", "remove the devices and end it"),
     "dmsetup": Command("thinfs.cli.dmsetup", "run", "the commands of dmsetup; `thinfs dmsetup help` lists them"),
     "docker": Command("thinfs.cli.docker", "main", "a directory of Docker's devicemapper driver"),
+    "lvm": Command("thinfs.cli.lvm", "main", "the volumes on LVM disks, without LVM and without root"),
     "check": Command("thinfs.cli.tools", "check", "check a pool's metadata"),
     "dump": Command("thinfs.cli.tools", "dump", "a pool's metadata as XML or text"),
     "ls": Command("thinfs.cli.tools", "ls", "the thins of a pool"),
