@@ -124,9 +124,7 @@ def read_area(device: Readable, offset: int, size: int) -> AreaText | None:
     if not slot.offset or slot.flags & structures.SLOT_IGNORED:
         return None
     if not AREA_HEADER_BYTES <= slot.offset < size or not 0 < slot.size <= size - AREA_HEADER_BYTES:
-        raise BadMetadata(
-            f"{where}: text of {slot.size} bytes at {slot.offset}, outside of {AREA_HEADER_BYTES}..{size}"
-        )
+        raise BadMetadata(f"{where}: text of {slot.size} bytes at {slot.offset}, not in {AREA_HEADER_BYTES}..{size}")
     if slot.size > _MAX_TEXT_BYTES:
         raise BadMetadata(f"{where}: text of {slot.size} bytes; more than {_MAX_TEXT_BYTES} are not read")
     raw = b"".join(_ring(device, offset, size, slot.offset, slot.size))

@@ -45,13 +45,13 @@ class ThinPool:
         return check_pool(ReadOnlyBlockDevice(self.metadata))
 
     def device(self, name: str, thin: Thin) -> DeviceDetails:
-        """The device that the text means, or why there is none (NoSuchThin, Busy, BadMetadata)."""
+        """Of the volume VG/LV: the device that the text means, or why there is none (NoSuchThin, Busy, BadMetadata)."""
         details = self.details.get(thin.device_id)
-        pending = name in self.text.created and self.superblock.trans_id < self.text.transaction_id
-        what = f"{self.name}: device {thin.device_id} of {name}"
+        pending = name.rpartition("/")[2] in self.text.created and self.superblock.trans_id < self.text.transaction_id
+        what = f"pool {self.name}: device {thin.device_id} of {name}"
         if details is None:
             if pending:
-                raise NoSuchThin(f"{what}: not created yet: LVM was interrupted and does so at its next change")
+                raise NoSuchThin(f"{what}: not created yet: LVM was interrupted, and does so at its next change")
             raise NoSuchThin(f"{what} is not in the pool")
         if details.transaction_id != thin.transaction_id:
             raise BadMetadata(
