@@ -1,4 +1,5 @@
-"""The compiled part, thinfs.fuse._fuseshim, against the libfuse 3 of pkg-config, and a script; else: pyproject.toml."""
+"""The compiled parts (thinfs.fuse._fuseshim against the libfuse 3 of pkg-config, thinfs.tools._mappings) and a script;
+else: pyproject.toml."""
 
 import subprocess
 from pathlib import Path
@@ -38,11 +39,23 @@ setup(
     scripts=["scripts/thinfs-dmsetup"],
     ext_modules=[
         Extension(
+            "thinfs.tools._mappings", ["thinfs/tools/_mappings.c"], extra_compile_args=["-O3", "-Wall", "-Wextra"]
+        ),
+        Extension(
             "thinfs.fuse._fuseshim",
-            ["thinfs/fuse/_fuseshim.c"],
-            extra_compile_args=["-D_GNU_SOURCE", "-Wall", "-Wextra", *pkg_config("--cflags")],
+            ["thinfs/fuse/_fuseshim.c", "thinfs/fuse/_serving.c", "thinfs/fuse/_volumes.c"],
+            depends=["thinfs/fuse/_serving.h", "thinfs/fuse/_volumes.h"],
+            extra_compile_args=[
+                "-D_GNU_SOURCE",
+                "-O2",
+                "-pthread",
+                "-fvisibility=hidden",
+                "-Wall",
+                "-Wextra",
+                *pkg_config("--cflags"),
+            ],
             # The calls that it passes on are found with RTLD_NEXT: libfuse must come right behind it.
             extra_link_args=["-Wl,--no-as-needed", *pkg_config("--libs")],
-        )
+        ),
     ],
 )

@@ -6,14 +6,14 @@ can, a `wait` at the latest when its device is removed. Never: retries or interp
 """
 
 import math
-from collections.abc import Callable, Sequence
-from typing import TypeVar
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import trio
 
 from kernel_backend.calls import DeviceMapperCalls
 from kernel_backend.runner import Guest
-from thinfs.dm.backend import DeviceInfo, TargetVersion
+from thinfs.dm.forwarding import ForwardingBackend
 
 T = TypeVar("T")
 
@@ -50,7 +50,7 @@ class KernelDevice:
                 await self._backend.run(lambda: self._backend.calls.close_handle(self._handle))
 
 
-class KernelBackend:
+class KernelBackend(ForwardingBackend):
     """Implements thinfs.dm.backend.Backend. Over a guest: `KernelBackend(guest.threaded)`."""
 
     def __init__(self, calls: DeviceMapperCalls) -> None:
@@ -64,50 +64,8 @@ class KernelBackend:
     async def run(self, call: Callable[[], T]) -> T:
         return await trio.to_thread.run_sync(call, abandon_on_cancel=True, limiter=self._limiter)
 
-    async def create(self, name: str, table: str | None, *, uuid: str = "", read_only: bool = False) -> DeviceInfo:
-        return await self.run(lambda: self.calls.create(name, table, uuid=uuid, read_only=read_only))
-
-    async def load(self, name: str, table: str, *, read_only: bool = False) -> None:
-        await self.run(lambda: self.calls.load(name, table, read_only=read_only))
-
-    async def clear(self, name: str) -> None:
-        await self.run(lambda: self.calls.clear(name))
-
-    async def suspend(self, name: str, *, noflush: bool = False, lockfs: bool = True) -> None:
-        await self.run(lambda: self.calls.suspend(name, noflush=noflush, lockfs=lockfs))
-
-    async def resume(self, name: str) -> None:
-        await self.run(lambda: self.calls.resume(name))
-
-    async def remove(self, name: str, *, deferred: bool = False) -> None:
-        await self.run(lambda: self.calls.remove(name, deferred=deferred))
-
-    async def rename(self, name: str, new_name: str) -> None:
-        await self.run(lambda: self.calls.rename(name, new_name))
-
-    async def message(self, name: str, message: str, *, sector: int = 0) -> str:
-        return await self.run(lambda: self.calls.message(name, message, sector=sector))
-
-    async def status(self, name: str, *, noflush: bool = False) -> str:
-        return await self.run(lambda: self.calls.status(name, noflush=noflush))
-
-    async def table(self, name: str, *, inactive: bool = False) -> str:
-        return await self.run(lambda: self.calls.table(name, inactive=inactive))
-
-    async def info(self, name: str) -> DeviceInfo:
-        return await self.run(lambda: self.calls.info(name))
-
-    async def wait(self, name: str, event_nr: int) -> DeviceInfo:
-        return await self.run(lambda: self.calls.wait(name, event_nr))
-
-    async def deps(self, name: str) -> Sequence[tuple[int, int]]:
-        return await self.run(lambda: self.calls.deps(name))
-
-    async def list(self) -> Sequence[DeviceInfo]:
-        return await self.run(self.calls.devices)
-
-    async def targets(self) -> Sequence[TargetVersion]:
-        return await self.run(self.calls.targets)
+    async def _pass_on(self, verb: str, /, **arguments: Any) -> Any:
+        return await self.run(lambda: self.calls.verb(verb, **arguments))
 
     async def open(self, name: str) -> KernelDevice:
         handle = await self.run(lambda: self.calls.open(self.calls.node(name)))

@@ -1,14 +1,16 @@
 """The synchronous calls of a kernel's device-mapper, typed, over whatever carries them.
 
 Promises: the surface of thinfs.dm.backend without `async`, the same errors, and block I/O by handle.
-A transport is a guest's channel or this process; it answers what DeviceMapper and BlockIO answer.
+A transport is a guest's channel or this process; it answers what KernelDeviceMapper and BlockIO answer.
 """
+# mypy: disable-error-code="no-any-return"
 
 from collections.abc import Sequence
 from typing import Any, Protocol
 
-from kernel_backend.operations import Operation, Outcome
+from kernel_backend.batch import Operation, Outcome
 from thinfs.dm.backend import DeviceInfo, TargetVersion
+from thinfs.dm.verbs import VERBS
 
 
 class Transport(Protocol):
@@ -31,51 +33,56 @@ class DeviceMapperCalls:
         major, minor, patch = self._call("version")
         return major, minor, patch
 
+    def verb(self, verb: str, /, **arguments: Any) -> Any:
+        """Any verb of thinfs.dm.verbs but `open`, its arguments by name; the methods are this, typed."""
+        known = VERBS[verb]
+        return known.answer.from_json(self._call(verb, *known.in_order(arguments)))
+
     def create(self, name: str, table: str | None, *, uuid: str = "", read_only: bool = False) -> DeviceInfo:
-        return DeviceInfo(**self._call("create", name, table, uuid, read_only))
+        return self.verb("create", name=name, table=table, uuid=uuid, read_only=read_only)
 
     def load(self, name: str, table: str, *, read_only: bool = False) -> None:
-        self._call("load", name, table, read_only)
+        self.verb("load", name=name, table=table, read_only=read_only)
 
     def clear(self, name: str) -> None:
-        self._call("clear", name)
+        self.verb("clear", name=name)
 
     def suspend(self, name: str, *, noflush: bool = False, lockfs: bool = True) -> None:
-        self._call("suspend", name, noflush, lockfs)
+        self.verb("suspend", name=name, noflush=noflush, lockfs=lockfs)
 
     def resume(self, name: str) -> None:
-        self._call("resume", name)
+        self.verb("resume", name=name)
 
     def remove(self, name: str, *, deferred: bool = False) -> None:
-        self._call("remove", name, deferred)
+        self.verb("remove", name=name, deferred=deferred)
 
     def rename(self, name: str, new_name: str) -> None:
-        self._call("rename", name, new_name)
+        self.verb("rename", name=name, new_name=new_name)
 
     def message(self, name: str, message: str, *, sector: int = 0) -> str:
-        return str(self._call("message", name, message, sector))
+        return self.verb("message", name=name, message=message, sector=sector)
 
     def status(self, name: str, *, noflush: bool = False) -> str:
-        return str(self._call("status", name, noflush))
+        return self.verb("status", name=name, noflush=noflush)
 
     def table(self, name: str, *, inactive: bool = False) -> str:
-        return str(self._call("table", name, inactive))
+        return self.verb("table", name=name, inactive=inactive)
 
     def info(self, name: str) -> DeviceInfo:
-        return DeviceInfo(**self._call("info", name))
+        return self.verb("info", name=name)
 
     def wait(self, name: str, event_nr: int) -> DeviceInfo:
-        return DeviceInfo(**self._call("wait", name, event_nr))
+        return self.verb("wait", name=name, event_nr=event_nr)
 
-    def deps(self, name: str) -> list[tuple[int, int]]:
-        return [(major, minor) for major, minor in self._call("deps", name)]
+    def deps(self, name: str) -> Sequence[tuple[int, int]]:
+        return self.verb("deps", name=name)
 
-    def devices(self) -> list[DeviceInfo]:
+    def list(self) -> Sequence[DeviceInfo]:
         """In the kernel's order, which is by name."""
-        return [DeviceInfo(**fields) for fields in self._call("devices")]
+        return self.verb("list")
 
-    def targets(self) -> list[TargetVersion]:
-        return [TargetVersion(name, (v[0], v[1], v[2])) for name, v in self._call("targets")]
+    def targets(self) -> Sequence[TargetVersion]:
+        return self.verb("targets")
 
     def node(self, name: str) -> str:
         """The path of a mapped device's node."""
@@ -111,6 +118,6 @@ class DeviceMapperCalls:
     def flush(self, handle: int) -> None:
         self._call("flush", handle)
 
-    def batch(self, operations: Sequence[Operation]) -> list[Outcome]:
-        """Run a list of kernel_backend.operations in one call; refusals are outcomes, not exceptions."""
-        return [(number, text) for number, text in self._call("batch", list(operations))]
+    def batch(self, operations: Sequence[Operation]) -> Sequence[Outcome]:
+        """Run a list of kernel_backend.batch in one call; refusals are outcomes, not exceptions."""
+        return [(number, text) for number, text in self._call("batch", [*operations])]

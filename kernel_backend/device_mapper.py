@@ -1,41 +1,40 @@
 """The kernel's device-mapper in this kernel: the calls of the seam, synchronous, answers fit for JSON.
 
 Promises: the steps dmsetup takes (create, load, resume, and remove on failure), links in /dev/mapper.
-Never: imports beyond the standard library. The guest's agent serves this class over its channel, the local
-backend calls it in place; failures are OSError with the kernel's errno.
+Never: imports beyond the standard library and thinfs.dm.ioctl. The guest's agent serves this class over its
+channel, the local backend calls it in place; failures are OSError with the kernel's errno.
 """
 
 import contextlib
 import errno
-import os
 import time
+from collections.abc import Sequence
 from typing import Any, Final
 
 from kernel_backend import device_nodes
-from kernel_backend.dm_ioctl import (
+from kernel_backend.control import Control, info_fields
+from thinfs.dm.ioctl import (
     DEFERRED_REMOVE,
     NOFLUSH,
-    QUERY_INACTIVE,
-    READ_ONLY,
+    QUERY_INACTIVE_TABLE,
+    READONLY,
     SKIP_LOCKFS,
     STATUS_TABLE,
     SUSPEND,
-    Control,
-    pack_table,
-    unpack_table,
+    pack_string,
 )
 
 _REMOVAL_SECONDS: Final = 10.0
 
 
-class DeviceMapper:
+class KernelDeviceMapper:
     def __init__(self) -> None:
         self._control = Control()
 
     def close(self) -> None:
         self._control.close()
 
-    def version(self) -> list[int]:
+    def version(self) -> Sequence[int]:
         return list(self._control.ioctl("version").version)
 
     def create(self, name: str, table: str | None, uuid: str = "", read_only: bool = False) -> dict[str, Any]:
@@ -44,7 +43,7 @@ class DeviceMapper:
             if table is not None:
                 self.load(name, table, read_only)
                 answer = self._control.ioctl("suspend", name)
-            device_nodes.publish(name, os.minor(answer.dev))
+            device_nodes.publish(name, answer.dev[1])
         except BaseException:
             self._control.ioctl("remove", name)
             device_nodes.withdraw(name)
@@ -52,9 +51,7 @@ class DeviceMapper:
         return self.info(name)
 
     def load(self, name: str, table: str, read_only: bool = False) -> None:
-        nr_targets, payload = pack_table(table)
-        flags = READ_ONLY if read_only else 0
-        self._control.ioctl("table_load", name, flags=flags, payload=payload, nr_targets=nr_targets)
+        self._control.load(name, table, flags=READONLY if read_only else 0)
 
     def clear(self, name: str) -> None:
         self._control.ioctl("table_clear", name)
@@ -73,44 +70,43 @@ class DeviceMapper:
             device_nodes.withdraw(name)
 
     def rename(self, name: str, new_name: str) -> None:
-        answer = self._control.ioctl("rename", name, payload=new_name.encode() + b"\0")
+        answer = self._control.ioctl("rename", name, payload=pack_string(new_name))
         device_nodes.withdraw(name)
-        device_nodes.publish(new_name, os.minor(answer.dev))
+        device_nodes.publish(new_name, answer.dev[1])
 
     def message(self, name: str, message: str, sector: int = 0) -> str:
         return self._control.message(name, message, sector)
 
     def status(self, name: str, noflush: bool = False) -> str:
-        return unpack_table(self._control.ioctl("table_status", name, flags=NOFLUSH if noflush else 0))
+        return self._control.table_status(name, flags=NOFLUSH if noflush else 0)
 
     def table(self, name: str, inactive: bool = False) -> str:
-        flags = STATUS_TABLE | (QUERY_INACTIVE if inactive else 0)
-        return unpack_table(self._control.ioctl("table_status", name, flags=flags))
+        return self._control.table_status(name, flags=STATUS_TABLE | (QUERY_INACTIVE_TABLE if inactive else 0))
 
     def info(self, name: str) -> dict[str, Any]:
-        return self._control.ioctl("status", name).info()
+        return info_fields(self._control.ioctl("status", name))
 
     def wait(self, name: str, event_nr: int) -> dict[str, Any]:
         """Blocks until the event number is another, or the device is removed."""
-        return self._control.ioctl("wait", name, event_nr=event_nr).info()
+        return info_fields(self._control.ioctl("wait", name, event_nr=event_nr))
 
-    def deps(self, name: str) -> list[tuple[int, int]]:
+    def deps(self, name: str) -> Sequence[tuple[int, int]]:
         return self._control.deps(name)
 
-    def names(self) -> list[str]:
-        return list(self._control.names())
+    def names(self) -> Sequence[str]:
+        return self._control.names()
 
-    def devices(self) -> list[dict[str, Any]]:
+    def list(self) -> Sequence[dict[str, Any]]:
         return [self.info(name) for name in self.names()]
 
-    def targets(self) -> list[tuple[str, tuple[int, int, int]]]:
-        return self._control.target_versions()
+    def targets(self) -> Sequence[Sequence[Any]]:
+        return [[name, *version] for name, version in self._control.target_versions()]
 
     def node(self, name: str) -> str:
         """A path that opens the device: the kernel's own node, which needs neither udev nor a link."""
         return f"/dev/dm-{self.info(name)['minor']}"
 
-    def remove_everything(self) -> list[str]:
+    def remove_everything(self) -> Sequence[str]:
         """Remove all devices, stuck ones too; answers the names that would not go.
 
         A thin that still has I/O waiting gets an error table, as `dmsetup remove --force` does. A pool never:
@@ -134,7 +130,7 @@ class DeviceMapper:
                 time.sleep(0.001)
         return names
 
-    def _on_top(self, names: list[str]) -> list[str]:
+    def _on_top(self, names: Sequence[str]) -> Sequence[str]:
         """Those that no other mapped device uses."""
         used: set[tuple[int, int]] = set()
         numbers: dict[str, tuple[int, int]] = {}

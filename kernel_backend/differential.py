@@ -1,27 +1,22 @@
-"""Run the operations of kernel_backend.operations through the seam, on any backend, and compare outcomes.
+"""Run the operations of kernel_backend.batch through the seam, on any backend, and compare outcomes.
 
 Promises: the same answers, in the same form, as a guest gives to `batch`. What a kernel answers with an errno
 alone is compared by errno alone.
 """
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Final
 
+from kernel_backend.batch import BLOCK_OPERATIONS, EVENT_OPERATION, Operation, Outcome
 from kernel_backend.block_io import digest, pattern
-from kernel_backend.operations import BLOCK_OPERATIONS, EVENT_OPERATION, MAPPER_OPERATIONS, Operation, Outcome
 from thinfs.dm.backend import Backend, OpenDevice
+from thinfs.dm.verbs import VERBS
 from thinfs.errors import ThinfsError
 
-_KEYWORDS = {
-    "create": ("uuid", "read_only"),
-    "load": ("read_only",),
-    "suspend": ("noflush",),
-    "remove": ("deferred",),
-    "message": ("sector",),
-    "status": ("noflush",),
-    "table": ("inactive",),
+# Verbs about one device that do not wait for an event.
+VERB_OPERATIONS: Final = {
+    name: verb for name, verb in VERBS.items() if verb.parameters and name not in BLOCK_OPERATIONS and name != "wait"
 }
-_POSITIONAL = {"create": 1, "load": 1, "message": 1, "rename": 1}
 
 
 async def run(backend: Backend, operations: Sequence[Operation]) -> list[Outcome]:
@@ -65,12 +60,10 @@ class _SeamRunner:
             await device.aclose()
 
     async def _run(self, kind: str, name: str, arguments: Sequence[Any]) -> str:
-        if kind in MAPPER_OPERATIONS:
+        if kind in VERB_OPERATIONS:
             if kind == "remove":
                 await self._close(name)
-            positional = _POSITIONAL.get(kind, 0)
-            keywords = dict(zip(_KEYWORDS.get(kind, ()), arguments[positional:], strict=False))
-            value = await getattr(self._backend, kind)(name, *arguments[:positional], **keywords)
+            value = await getattr(self._backend, kind)(**VERB_OPERATIONS[kind].by_name([name, *arguments]))
             return value if isinstance(value, str) else ""
         if kind == EVENT_OPERATION:
             return str((await self._backend.info(name)).event_nr)

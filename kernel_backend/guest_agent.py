@@ -18,13 +18,13 @@ import sys
 import termios
 import threading
 import tty
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Final
 
+from kernel_backend.batch import Operation, OperationRunner, Outcome
 from kernel_backend.block_io import BlockIO
-from kernel_backend.device_mapper import DeviceMapper
+from kernel_backend.device_mapper import KernelDeviceMapper
 from kernel_backend.guest_loops import Loops
-from kernel_backend.operations import Operation, OperationRunner, Outcome
 
 MODULES: Final = (
     "md/dm-mod", "md/dm-bufio", "md/dm-bio-prison", "md/persistent-data/dm-persistent-data",
@@ -97,7 +97,7 @@ class Threads:
 
 
 class Agent:
-    """The calls the runner may make: public methods here, of DeviceMapper, BlockIO and Loops."""
+    """The calls the runner may make: public methods here, of KernelDeviceMapper, BlockIO and Loops."""
 
     def __init__(self, channel: int, shared: memoryview) -> None:
         self._channel = channel
@@ -126,7 +126,7 @@ class Agent:
             except OSError as error:
                 if index < _ESSENTIAL:
                     raise OSError(error.errno, f"module {module} of {release}: {error.strerror}") from None
-        self._mapper = DeviceMapper()
+        self._mapper = KernelDeviceMapper()
         self._loops = Loops("/run")
         self._offer(self._blocks)
         self._offer(self._mapper)
@@ -179,7 +179,7 @@ class Agent:
     def batch(self, operations: list[Operation]) -> list[Outcome]:
         return OperationRunner(self._mapper, self._blocks).run(operations)
 
-    def reset(self) -> list[str]:
+    def reset(self) -> Sequence[str]:
         """Close, remove and detach everything; answers the devices that would not go."""
         self._blocks.close_all()
         left = self._mapper.remove_everything()

@@ -9,18 +9,18 @@ import os
 from collections.abc import Callable
 from typing import Any
 
+from kernel_backend.batch import OperationRunner
 from kernel_backend.block_io import BlockIO
 from kernel_backend.calls import DeviceMapperCalls
-from kernel_backend.device_mapper import DeviceMapper
-from kernel_backend.dm_ioctl import CONTROL
-from kernel_backend.operations import OperationRunner
+from kernel_backend.device_mapper import KernelDeviceMapper
+from thinfs.dm.ioctl import CONTROL
 from thinfs.errors import AccessDenied, BackingMissing, from_errno
 
 
 class _LocalTransport:
     def __init__(self) -> None:
         try:
-            self.mapper = DeviceMapper()
+            self.mapper = KernelDeviceMapper()
         except OSError as error:
             if error.errno in (errno.EACCES, errno.EPERM):
                 raise AccessDenied(f"{CONTROL}: the kernel's device-mapper needs root") from None

@@ -21,13 +21,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from kernel_backend import xstate
+from kernel_backend import judges, xstate
+from thinfs.dm import ioctl
 
 PACKAGE: Final = Path(__file__).resolve().parent
+_SPEC: Final = Path(ioctl.__file__).resolve().parents[1]  # thinfs
 AGENT_PYTHON: Final = "/usr/bin/python3"  # the environment's own may be unreadable or hidden in the guest
 _AGENT_FILES: Final = (
-    "__init__", "guest_agent", "guest_loops", "operations", "device_mapper", "device_nodes", "dm_ioctl", "block_io",
+    "__init__", "guest_agent", "guest_loops", "batch", "device_mapper", "device_nodes", "control", "block_io",
 )  # fmt: skip
+_SPEC_FILES: Final = ("__init__", "dm/__init__", "dm/ioctl")  # of thinfs: standard library only
 _HIDDEN: Final = ("/dev", "/proc", "/sys", "/run")  # the guest mounts its own there
 _HELPERS_END_SECONDS: Final = 5.0
 _PREFIX: Final = "thinfs-guest-"
@@ -51,14 +54,19 @@ class GuestKernel:
             return None
         if self.directory is None:
             return f"no kernel {self.name}: {program} is absent, apt-get install user-mode-linux"
-        return f"no kernel {self.name}: {program} is absent, run python3 -m kernel_backend.get_uml612"
+        return f"no kernel {self.name}: {program} is absent, run python3 -m kernel_backend.fetch kernel-{self.name}"
 
 
-_CACHE_6_12: Final = os.environ.get("THINFS_UML612") or str(PACKAGE.parent / ".cache" / "uml612")
+def _judge(name: str) -> GuestKernel:
+    place = judges.directory() / f"kernel-{name}"
+    return GuestKernel(name, "./linux.uml", f"{place}/usr/lib/uml/modules", directory=str(place), libraries="lib")
 
-KERNEL_6_1: Final = GuestKernel("6.1", "/usr/bin/linux", "/usr/lib/uml/modules")
-KERNEL_6_12: Final = GuestKernel("6.12", "./linux", f"{_CACHE_6_12}/modules", directory=_CACHE_6_12, libraries="lib")
+
+KERNEL_6_1: Final = _judge("6.1")
+KERNEL_6_12: Final = _judge("6.12")
 KERNELS: Final = {kernel.name: kernel for kernel in (KERNEL_6_1, KERNEL_6_12)}
+# Whatever version this machine has, if any: no judge, but what must hold for every kernel holds for it.
+INSTALLED: Final = GuestKernel("installed", "/usr/bin/linux.uml", "/usr/lib/uml/modules")
 
 
 def memory_file(name: str, size_bytes: int) -> int:
@@ -179,6 +187,10 @@ class Process:
         target.mkdir(parents=True)
         for name in _AGENT_FILES:
             shutil.copyfile(PACKAGE / f"{name}.py", target / f"{name}.py")
+        spec = target.parent / "thinfs"
+        (spec / "dm").mkdir(parents=True)
+        for name in _SPEC_FILES:
+            shutil.copyfile(_SPEC / f"{name}.py", spec / f"{name}.py")
         (target.parent / "__main__.py").write_text("from kernel_backend.guest_agent import main\n\nmain()\n")
 
     def _command(

@@ -18,10 +18,10 @@ import trio.testing
 from kernel_backend.uml import KERNEL_6_1, KERNEL_6_12, GuestKernel
 from thinfs.userspace.blocking import run_on_the_spot
 
-from .bench import Bench, Machine, PoolOnBench
 from .capabilities import BACKENDS, LACKS
 from .kernel_machines import GuestSupply, guest_machine, guest_supply, local_machine
 from .userspace_machines import ServerProcess, server_machine, server_process, userspace_machine
+from .workbench import Machine, PoolOnBench, Workbench
 
 CHOICE: Final = "THINFS_CONFORMANCE_BACKENDS"
 LIMIT_SECONDS: Final = 30
@@ -145,10 +145,10 @@ def machine_maker(
 
 
 @pytest.fixture
-async def bench(machine_maker: Callable[[], AbstractAsyncContextManager[Machine]]) -> AsyncIterator[Bench]:
+async def bench(machine_maker: Callable[[], AbstractAsyncContextManager[Machine]]) -> AsyncIterator[Workbench]:
     """Ends with everything removed and thin_check on all metadata that was in use, whatever the test did."""
     async with machine_maker() as machine:
-        made = Bench(machine)
+        made = Workbench(machine)
         try:
             yield made
         finally:
@@ -157,6 +157,6 @@ async def bench(machine_maker: Callable[[], AbstractAsyncContextManager[Machine]
 
 
 @pytest.fixture
-async def pool(bench: Bench) -> PoolOnBench:
+async def pool(bench: Workbench) -> PoolOnBench:
     """64 blocks of 64 KiB, no features."""
     return await bench.pool()

@@ -23,10 +23,10 @@ from thinfs.blockdevs import loop
 from thinfs.dm.backend import Backend
 from thinfs.units import SECTOR_BYTES
 
-from .bench import Disk, Machine
 from .files import thin_check
 from .removal import remove_devices
 from .userspace_machines import DEFAULT_NO_SPACE_TIMEOUT, scratch_directory
+from .workbench import Disk, Machine
 
 DISK_PREFIX: Final = "disk-"
 GUEST_IMAGE_BYTES: Final = 80 << 30
@@ -221,7 +221,7 @@ async def local_machine() -> AsyncIterator[Machine]:
     directory = scratch_directory()
     mapper = LocalDeviceMapper()
     try:
-        others = [info.name for info in mapper.devices()]
+        others = [info.name for info in mapper.list()]
         assert not others, f"this machine's device-mapper has devices, and the suite removes all it finds: {others}"
         with contextlib.ExitStack() as stack:
             yield LocalMachine(mapper, directory, stack)

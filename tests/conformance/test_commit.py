@@ -4,7 +4,7 @@ import pytest
 
 from thinfs.errors import IOFailed
 
-from .bench import Bench, PoolOnBench, Volume
+from .workbench import PoolOnBench, Volume, Workbench
 
 
 async def committed_blocks(pool: PoolOnBench) -> int:
@@ -16,7 +16,7 @@ async def superblock(pool: PoolOnBench) -> bytes:
     return await pool.metadata.read(0, 4096)
 
 
-async def prepared(bench: Bench) -> tuple[PoolOnBench, Volume]:
+async def prepared(bench: Workbench) -> tuple[PoolOnBench, Volume]:
     pool = await bench.pool()
     thin = await pool.thin(0)
     await thin.write(0, 1)
@@ -24,7 +24,7 @@ async def prepared(bench: Bench) -> tuple[PoolOnBench, Volume]:
     return pool, thin
 
 
-async def test_a_flush_commits_what_changed(bench: Bench) -> None:
+async def test_a_flush_commits_what_changed(bench: Workbench) -> None:
     pool, thin = await prepared(bench)
     before = await superblock(pool)
     await thin.write(1, 2)
@@ -32,7 +32,7 @@ async def test_a_flush_commits_what_changed(bench: Bench) -> None:
     assert await superblock(pool) != before
 
 
-async def test_a_flush_without_changes_commits_nothing(bench: Bench) -> None:
+async def test_a_flush_without_changes_commits_nothing(bench: Workbench) -> None:
     pool, thin = await prepared(bench)
     await thin.write(0, 3)  # in place
     before = await superblock(pool)
@@ -40,7 +40,7 @@ async def test_a_flush_without_changes_commits_nothing(bench: Bench) -> None:
     assert await superblock(pool) == before
 
 
-async def test_a_flush_of_another_thin_commits_nothing(bench: Bench) -> None:
+async def test_a_flush_of_another_thin_commits_nothing(bench: Workbench) -> None:
     pool, _ = await prepared(bench)
     other = await pool.thin(1)
     await other.flush()
@@ -50,7 +50,7 @@ async def test_a_flush_of_another_thin_commits_nothing(bench: Bench) -> None:
     assert await superblock(pool) == before
 
 
-async def test_a_status_commits_and_a_noflush_one_does_not(bench: Bench) -> None:
+async def test_a_status_commits_and_a_noflush_one_does_not(bench: Workbench) -> None:
     pool, thin = await prepared(bench)
     before = await superblock(pool)
     await thin.write(1, 2)
@@ -58,7 +58,7 @@ async def test_a_status_commits_and_a_noflush_one_does_not(bench: Bench) -> None
     assert await superblock(pool) != before
 
 
-async def test_a_message_commits(bench: Bench) -> None:
+async def test_a_message_commits(bench: Workbench) -> None:
     pool, thin = await prepared(bench)
     await thin.write(1, 2)
     before = await superblock(pool)
@@ -66,7 +66,7 @@ async def test_a_message_commits(bench: Bench) -> None:
     assert await superblock(pool) != before
 
 
-async def test_a_change_is_committed_within_a_second_without_being_asked(bench: Bench) -> None:
+async def test_a_change_is_committed_within_a_second_without_being_asked(bench: Workbench) -> None:
     pool, thin = await prepared(bench)
     await thin.write(1, 2)
     await thin.write(2, 2)
@@ -76,7 +76,7 @@ async def test_a_change_is_committed_within_a_second_without_being_asked(bench: 
     assert await superblock(pool) == before
 
 
-async def test_removing_the_pool_commits(bench: Bench) -> None:
+async def test_removing_the_pool_commits(bench: Workbench) -> None:
     pool, thin = await prepared(bench)
     await thin.write(1, 2)
     await thin.remove()
@@ -85,7 +85,7 @@ async def test_removing_the_pool_commits(bench: Bench) -> None:
     assert await pool.used() == 2
 
 
-async def test_what_was_flushed_is_there_though_the_rest_was_lost(bench: Bench) -> None:
+async def test_what_was_flushed_is_there_though_the_rest_was_lost(bench: Workbench) -> None:
     pool, thin = await prepared(bench)
     await thin.write(1, 2)
     await pool.metadata.fail()

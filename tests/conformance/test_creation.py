@@ -4,7 +4,7 @@ import pytest
 
 from thinfs.errors import Busy, Exists, InvalidArgument, NoSuchThin
 
-from .bench import MIB, Bench, PoolOnBench
+from .workbench import MIB, PoolOnBench, Workbench
 
 
 async def test_a_new_thin_reads_as_zeros_and_maps_nothing(pool: PoolOnBench) -> None:
@@ -40,7 +40,7 @@ async def test_the_highest_id_is_accepted_and_one_more_is_not(pool: PoolOnBench)
     await thin.write(0, 1)
 
 
-async def test_a_thin_that_does_not_exist_cannot_be_activated(pool: PoolOnBench, bench: Bench) -> None:
+async def test_a_thin_that_does_not_exist_cannot_be_activated(pool: PoolOnBench, bench: Workbench) -> None:
     with pytest.raises(NoSuchThin):
         await pool.activate(0)
     assert "t0" not in [info.name for info in await bench.backend.list()]
@@ -55,7 +55,7 @@ async def test_one_id_may_be_active_twice_and_both_see_the_same(pool: PoolOnBenc
     assert str(await other.status()) == str(await one.status())
 
 
-async def test_several_thin_targets_share_a_table(pool: PoolOnBench, bench: Bench) -> None:
+async def test_several_thin_targets_share_a_table(pool: PoolOnBench, bench: Workbench) -> None:
     await pool.message("create_thin 0")
     await pool.message("create_thin 1")
     await bench.backend.create("both", "0 128 thin /dev/mapper/p 0\n128 256 thin /dev/mapper/p 1")
@@ -68,7 +68,7 @@ async def test_several_thin_targets_share_a_table(pool: PoolOnBench, bench: Benc
     assert await both.holds(2, 3)
 
 
-async def test_a_volume_longer_than_the_pool_is_fine_until_it_is_filled(bench: Bench) -> None:
+async def test_a_volume_longer_than_the_pool_is_fine_until_it_is_filled(bench: Workbench) -> None:
     pool = await bench.pool(4)
     thin = await pool.thin(0, blocks=1 << 24)
     await thin.write((1 << 24) - 1, 1)
@@ -94,7 +94,7 @@ async def test_a_pool_with_active_thins_is_busy(pool: PoolOnBench) -> None:
 
 
 @pytest.mark.parametrize("block_sectors", [128, 384, 2048, pytest.param(2097152, marks=pytest.mark.needs("gigabyte"))])
-async def test_blocks_of_any_size_hold_their_data(bench: Bench, block_sectors: int) -> None:
+async def test_blocks_of_any_size_hold_their_data(bench: Workbench, block_sectors: int) -> None:
     pool = await bench.pool(3, block_sectors=block_sectors)
     thin = await pool.thin(0, blocks=3)
     end = block_sectors * 512 - 4096
@@ -105,7 +105,7 @@ async def test_blocks_of_any_size_hold_their_data(bench: Bench, block_sectors: i
     assert (await thin.status()).mapped_sectors == block_sectors
 
 
-async def test_a_thousand_thins_survive_a_reopening(bench: Bench) -> None:
+async def test_a_thousand_thins_survive_a_reopening(bench: Workbench) -> None:
     pool = await bench.pool(metadata_bytes=16 * MIB)
     for dev_id in range(1000):
         await pool.message(f"create_thin {dev_id}")

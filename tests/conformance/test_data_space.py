@@ -4,10 +4,10 @@ import pytest
 
 from thinfs.errors import NoSpace
 
-from .bench import Bench, PoolOnBench, Volume
+from .workbench import PoolOnBench, Volume, Workbench
 
 
-async def full(bench: Bench, features: str = "") -> tuple[PoolOnBench, Volume]:
+async def full(bench: Workbench, features: str = "") -> tuple[PoolOnBench, Volume]:
     """A pool of 4 blocks, all of them taken by thin 0."""
     pool = await bench.pool(4, features)
     thin = await pool.thin(0)
@@ -17,13 +17,13 @@ async def full(bench: Bench, features: str = "") -> tuple[PoolOnBench, Volume]:
     return pool, thin
 
 
-async def test_filling_the_last_block_leaves_the_mode(bench: Bench) -> None:
+async def test_filling_the_last_block_leaves_the_mode(bench: Workbench) -> None:
     pool, _ = await full(bench)
     status = await pool.status()
     assert (status.used_data_blocks, status.mode) == (4, "rw")
 
 
-async def test_the_next_allocation_changes_it_and_raises_an_event(bench: Bench) -> None:
+async def test_the_next_allocation_changes_it_and_raises_an_event(bench: Workbench) -> None:
     pool, thin = await full(bench, "1 error_if_no_space")
     before = await pool.event_nr()
     with pytest.raises(NoSpace):
@@ -32,7 +32,7 @@ async def test_the_next_allocation_changes_it_and_raises_an_event(bench: Bench) 
     assert await pool.event_nr() > before
 
 
-async def test_mapped_blocks_are_read_and_written_as_before(bench: Bench) -> None:
+async def test_mapped_blocks_are_read_and_written_as_before(bench: Workbench) -> None:
     _, thin = await full(bench, "1 error_if_no_space")
     with pytest.raises(NoSpace):
         await thin.write(4, 4)
@@ -42,7 +42,7 @@ async def test_mapped_blocks_are_read_and_written_as_before(bench: Bench) -> Non
     assert await thin.holds(9, None)
 
 
-async def test_breaking_sharing_needs_space_as_well(bench: Bench) -> None:
+async def test_breaking_sharing_needs_space_as_well(bench: Workbench) -> None:
     pool, thin = await full(bench, "1 error_if_no_space")
     snap = await pool.snap(1, thin, 0)
     with pytest.raises(NoSpace):
@@ -51,7 +51,7 @@ async def test_breaking_sharing_needs_space_as_well(bench: Bench) -> None:
     assert await snap.holds(0, 0)
 
 
-async def test_messages_are_accepted(bench: Bench) -> None:
+async def test_messages_are_accepted(bench: Workbench) -> None:
     pool, thin = await full(bench, "1 error_if_no_space")
     with pytest.raises(NoSpace):
         await thin.write(4, 4)
@@ -60,7 +60,7 @@ async def test_messages_are_accepted(bench: Bench) -> None:
     assert (await pool.status()).mode == "out_of_data_space"
 
 
-async def test_a_discard_makes_room_and_the_next_commit_finds_it(bench: Bench) -> None:
+async def test_a_discard_makes_room_and_the_next_commit_finds_it(bench: Workbench) -> None:
     pool, thin = await full(bench, "1 error_if_no_space")
     with pytest.raises(NoSpace):
         await thin.write(4, 4)
@@ -70,7 +70,7 @@ async def test_a_discard_makes_room_and_the_next_commit_finds_it(bench: Bench) -
     assert await thin.holds(4, 4)
 
 
-async def test_deleting_a_thin_makes_room(bench: Bench) -> None:
+async def test_deleting_a_thin_makes_room(bench: Workbench) -> None:
     pool, thin = await full(bench, "1 error_if_no_space")
     await pool.message("create_thin 1")
     other = await pool.activate(1)
@@ -83,7 +83,7 @@ async def test_deleting_a_thin_makes_room(bench: Bench) -> None:
     assert await other.holds(0, 1)
 
 
-async def test_error_if_no_space_refuses_at_once_again_and_again(bench: Bench) -> None:
+async def test_error_if_no_space_refuses_at_once_again_and_again(bench: Workbench) -> None:
     pool, thin = await full(bench, "1 error_if_no_space")
     for _ in range(3):
         with pytest.raises(NoSpace):
@@ -91,7 +91,7 @@ async def test_error_if_no_space_refuses_at_once_again_and_again(bench: Bench) -
     assert await pool.used() == 4
 
 
-async def test_a_fsync_with_block_0_unmapped_is_a_write_to_it(bench: Bench) -> None:
+async def test_a_fsync_with_block_0_unmapped_is_a_write_to_it(bench: Workbench) -> None:
     pool, thin = await full(bench, "1 error_if_no_space")
     other = await pool.thin(1)
     with pytest.raises(NoSpace):
@@ -101,7 +101,7 @@ async def test_a_fsync_with_block_0_unmapped_is_a_write_to_it(bench: Bench) -> N
     await thin.flush()
 
 
-async def test_without_it_a_write_waits_and_goes_on_when_the_pool_has_grown(bench: Bench) -> None:
+async def test_without_it_a_write_waits_and_goes_on_when_the_pool_has_grown(bench: Workbench) -> None:
     pool, thin = await full(bench)
     async with bench.running(lambda: thin.write(4, 4)) as write:
         await bench.until_mode(pool, "out_of_data_space")
@@ -114,7 +114,7 @@ async def test_without_it_a_write_waits_and_goes_on_when_the_pool_has_grown(benc
     assert await pool.used() == 5
 
 
-async def test_waiting_writes_go_on_when_a_discard_has_made_room(bench: Bench) -> None:
+async def test_waiting_writes_go_on_when_a_discard_has_made_room(bench: Workbench) -> None:
     pool, thin = await full(bench)
     async with bench.running(lambda: thin.write(4, 4)) as write:
         await bench.until_mode(pool, "out_of_data_space")
@@ -125,7 +125,7 @@ async def test_waiting_writes_go_on_when_a_discard_has_made_room(bench: Bench) -
     assert await pool.used() == 3
 
 
-async def test_waiting_writes_go_on_when_a_reload_asks_for_write_mode_though_nothing_grew(bench: Bench) -> None:
+async def test_waiting_writes_go_on_when_a_reload_asks_for_write_mode_though_nothing_grew(bench: Workbench) -> None:
     """They run again, find no space again, and then fail as the new table says."""
     pool, thin = await full(bench)
     async with bench.running(lambda: thin.write(4, 4)) as write:
@@ -135,7 +135,7 @@ async def test_waiting_writes_go_on_when_a_reload_asks_for_write_mode_though_not
             await write.done()
 
 
-async def test_a_waiting_write_gets_enospc_when_its_time_is_up(bench: Bench) -> None:
+async def test_a_waiting_write_gets_enospc_when_its_time_is_up(bench: Workbench) -> None:
     await bench.machine.set_no_space_timeout(1)
     pool, thin = await full(bench)
     async with bench.running(lambda: thin.write(4, 4)) as write:
@@ -152,7 +152,7 @@ async def test_a_waiting_write_gets_enospc_when_its_time_is_up(bench: Bench) -> 
         await thin.write(5, 5)
 
 
-async def test_a_suspend_and_resume_restores_the_queueing_after_the_timeout(bench: Bench) -> None:
+async def test_a_suspend_and_resume_restores_the_queueing_after_the_timeout(bench: Workbench) -> None:
     await bench.machine.set_no_space_timeout(1)
     pool, thin = await full(bench)
     async with bench.running(lambda: thin.write(4, 4)) as write:
@@ -170,7 +170,7 @@ async def test_a_suspend_and_resume_restores_the_queueing_after_the_timeout(benc
             await write.done()
 
 
-async def test_back_in_write_mode_the_requested_setting_holds_again(bench: Bench) -> None:
+async def test_back_in_write_mode_the_requested_setting_holds_again(bench: Workbench) -> None:
     await bench.machine.set_no_space_timeout(1)
     pool, thin = await full(bench)
     async with bench.running(lambda: thin.write(4, 4)) as write:
@@ -183,7 +183,7 @@ async def test_back_in_write_mode_the_requested_setting_holds_again(bench: Bench
     assert (status.mode, status.no_space) == ("rw", "queue_if_no_space")
 
 
-async def test_a_timeout_of_0_is_none(bench: Bench) -> None:
+async def test_a_timeout_of_0_is_none(bench: Workbench) -> None:
     await bench.machine.set_no_space_timeout(0)
     pool, thin = await full(bench)
     async with bench.running(lambda: thin.write(4, 4)) as write:
@@ -194,7 +194,7 @@ async def test_a_timeout_of_0_is_none(bench: Bench) -> None:
         await write.done()
 
 
-async def test_suspending_the_pool_does_not_wait_for_queued_writes(bench: Bench) -> None:
+async def test_suspending_the_pool_does_not_wait_for_queued_writes(bench: Workbench) -> None:
     pool, thin = await full(bench)
     async with bench.running(lambda: thin.write(4, 4)) as write:
         await bench.until_mode(pool, "out_of_data_space")
@@ -206,7 +206,7 @@ async def test_suspending_the_pool_does_not_wait_for_queued_writes(bench: Bench)
     assert await thin.holds(4, 4)
 
 
-async def test_a_flushing_suspend_of_the_thin_waits_for_its_queued_writes(bench: Bench) -> None:
+async def test_a_flushing_suspend_of_the_thin_waits_for_its_queued_writes(bench: Workbench) -> None:
     """Not by growing the pool: the kernel's pool cannot be suspended meanwhile, it waits for the thin's suspend."""
     pool = await bench.pool(4)
     thin, other = await pool.thin(0), await pool.thin(1)
@@ -226,7 +226,7 @@ async def test_a_flushing_suspend_of_the_thin_waits_for_its_queued_writes(bench:
     assert await thin.holds(4, 4)
 
 
-async def test_a_noflush_suspend_of_the_thin_takes_its_queued_writes_back_until_it_resumes(bench: Bench) -> None:
+async def test_a_noflush_suspend_of_the_thin_takes_its_queued_writes_back_until_it_resumes(bench: Workbench) -> None:
     pool, thin = await full(bench)
     async with bench.running(lambda: thin.write(4, 4)) as write:
         await bench.until_mode(pool, "out_of_data_space")
@@ -239,7 +239,7 @@ async def test_a_noflush_suspend_of_the_thin_takes_its_queued_writes_back_until_
     assert await thin.holds(4, 4)
 
 
-async def test_several_volumes_wait_and_all_go_on(bench: Bench) -> None:
+async def test_several_volumes_wait_and_all_go_on(bench: Workbench) -> None:
     pool, thin = await full(bench)
     other = await pool.thin(1)
     async with bench.running(lambda: thin.write(4, 4)) as one, bench.running(lambda: other.write(7, 7)) as two:
@@ -252,7 +252,7 @@ async def test_several_volumes_wait_and_all_go_on(bench: Bench) -> None:
     assert await pool.used() == 6
 
 
-async def test_it_is_told_again_after_a_reopening_only_when_a_block_is_needed(bench: Bench) -> None:
+async def test_it_is_told_again_after_a_reopening_only_when_a_block_is_needed(bench: Workbench) -> None:
     pool, thin = await full(bench, "1 error_if_no_space")
     with pytest.raises(NoSpace):
         await thin.write(4, 4)

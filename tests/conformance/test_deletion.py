@@ -4,7 +4,7 @@ import pytest
 
 from thinfs.errors import Busy, InvalidArgument, NoSuchThin
 
-from .bench import Bench, PoolOnBench
+from .workbench import PoolOnBench, Workbench
 
 
 async def test_deleting_frees_the_blocks_nobody_shares(pool: PoolOnBench) -> None:
@@ -72,7 +72,7 @@ async def test_a_deleted_id_may_be_given_again_and_is_empty(pool: PoolOnBench) -
     assert await again.holds(0, None)
 
 
-async def test_deleting_never_passes_discards_down(bench: Bench) -> None:
+async def test_deleting_never_passes_discards_down(bench: Workbench) -> None:
     pool = await bench.pool(discard=True)
     thin = await pool.thin(0)
     await thin.write(0, 7)
@@ -83,7 +83,7 @@ async def test_deleting_never_passes_discards_down(bench: Bench) -> None:
     assert any(await pool.data.read(0, 64 * 1024))
 
 
-async def test_the_blocks_of_a_deleted_thin_can_be_allocated_again(bench: Bench) -> None:
+async def test_the_blocks_of_a_deleted_thin_can_be_allocated_again(bench: Workbench) -> None:
     pool = await bench.pool(4, "1 error_if_no_space")
     for _ in range(5):
         thin = await pool.thin(0)
@@ -94,7 +94,7 @@ async def test_the_blocks_of_a_deleted_thin_can_be_allocated_again(bench: Bench)
     assert await pool.used() == 0
 
 
-async def test_deleting_all_of_a_full_pool_leaves_the_mode_of_a_new_one(bench: Bench) -> None:
+async def test_deleting_all_of_a_full_pool_leaves_the_mode_of_a_new_one(bench: Workbench) -> None:
     pool = await bench.pool(4)
     fresh = await pool.status()
     thin = await pool.thin(0)

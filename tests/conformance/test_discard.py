@@ -6,7 +6,7 @@ import pytest
 
 from thinfs.errors import NotSupported
 
-from .bench import Bench, PoolOnBench, Volume
+from .workbench import PoolOnBench, Volume, Workbench
 
 BLOCK = 64 * 1024
 
@@ -60,7 +60,7 @@ async def filled(pool: PoolOnBench) -> Volume:
 
 @pytest.mark.parametrize("passdown", [False, True], ids=["kept", "passed down"])
 @pytest.mark.parametrize("name", RANGES)
-async def test_whole_blocks_are_unmapped_and_the_rest_stays(bench: Bench, name: str, passdown: bool) -> None:
+async def test_whole_blocks_are_unmapped_and_the_rest_stays(bench: Workbench, name: str, passdown: bool) -> None:
     pool = await bench.pool(discard=True, features="" if passdown else "1 no_discard_passdown")
     thin, given = await filled(pool), RANGES[name]
     await thin.device.discard(given.begin, given.end - given.begin)
@@ -88,7 +88,7 @@ async def test_discarding_twice_is_the_same_as_once(pool: PoolOnBench) -> None:
     assert await pool.used() == 10
 
 
-async def test_freed_blocks_make_room_in_a_full_pool(bench: Bench) -> None:
+async def test_freed_blocks_make_room_in_a_full_pool(bench: Workbench) -> None:
     pool = await bench.pool(4, "1 error_if_no_space")
     thin = await pool.thin(0)
     for block in range(4):
@@ -101,7 +101,7 @@ async def test_freed_blocks_make_room_in_a_full_pool(bench: Bench) -> None:
 
 
 @pytest.mark.parametrize("passdown", [False, True], ids=["kept", "passed down"])
-async def test_a_shared_block_goes_only_from_the_volume_that_discards_it(bench: Bench, passdown: bool) -> None:
+async def test_a_shared_block_goes_only_from_the_volume_that_discards_it(bench: Workbench, passdown: bool) -> None:
     pool = await bench.pool(discard=True, features="" if passdown else "1 no_discard_passdown")
     origin = await filled(pool)
     snap = await pool.snap(1, origin, 0)
@@ -131,7 +131,7 @@ async def blocks_with_data(pool: PoolOnBench, count: int) -> list[int]:
     return [block for block in range(count) if any(await pool.data.read(block * BLOCK, BLOCK))]
 
 
-async def test_passed_down_the_data_device_loses_the_blocks(bench: Bench) -> None:
+async def test_passed_down_the_data_device_loses_the_blocks(bench: Workbench) -> None:
     pool = await bench.pool(discard=True)
     thin = await filled(pool)
     await thin.discard(0, 5)
@@ -139,7 +139,7 @@ async def test_passed_down_the_data_device_loses_the_blocks(bench: Bench) -> Non
     assert await blocks_with_data(pool, 20) == list(range(5, 20))
 
 
-async def test_with_no_discard_passdown_the_data_device_keeps_the_blocks(bench: Bench) -> None:
+async def test_with_no_discard_passdown_the_data_device_keeps_the_blocks(bench: Workbench) -> None:
     pool = await bench.pool(discard=True, features="1 no_discard_passdown")
     thin = await filled(pool)
     await thin.discard(0, 5)
@@ -147,7 +147,7 @@ async def test_with_no_discard_passdown_the_data_device_keeps_the_blocks(bench: 
     assert await blocks_with_data(pool, 20) == list(range(20))
 
 
-async def test_shared_blocks_are_passed_down_by_their_last_discard(bench: Bench) -> None:
+async def test_shared_blocks_are_passed_down_by_their_last_discard(bench: Workbench) -> None:
     pool = await bench.pool(discard=True)
     origin = await filled(pool)
     snap = await pool.snap(1, origin, 0)
@@ -160,7 +160,7 @@ async def test_shared_blocks_are_passed_down_by_their_last_discard(bench: Bench)
     assert await blocks_with_data(pool, 20) == list(range(5, 20))
 
 
-async def test_a_partly_discarded_block_is_not_passed_down(bench: Bench) -> None:
+async def test_a_partly_discarded_block_is_not_passed_down(bench: Workbench) -> None:
     pool = await bench.pool(discard=True)
     thin = await filled(pool)
     await thin.device.discard(4096, 2 * BLOCK)
@@ -168,7 +168,7 @@ async def test_a_partly_discarded_block_is_not_passed_down(bench: Bench) -> None
     assert await blocks_with_data(pool, 20) == [0, *range(2, 20)]
 
 
-async def test_ignore_discard_refuses_them(bench: Bench) -> None:
+async def test_ignore_discard_refuses_them(bench: Workbench) -> None:
     pool = await bench.pool(features="1 ignore_discard")
     thin = await filled(pool)
     with pytest.raises(NotSupported):
@@ -177,7 +177,7 @@ async def test_ignore_discard_refuses_them(bench: Bench) -> None:
     assert await pool.used() == 20
 
 
-async def test_the_blocks_of_a_block_size_that_is_no_power_of_two(bench: Bench) -> None:
+async def test_the_blocks_of_a_block_size_that_is_no_power_of_two(bench: Workbench) -> None:
     pool = await bench.pool(32, block_sectors=384)
     thin = await pool.thin(0, blocks=32)
     for block in range(6):
@@ -198,7 +198,7 @@ async def test_the_mapped_count_falls_at_once_and_survives_a_reopening(pool: Poo
     assert await (await pool.activate(0)).mapped_blocks() == 15
 
 
-async def test_a_discard_of_a_volume_of_many_blocks_at_once(bench: Bench) -> None:
+async def test_a_discard_of_a_volume_of_many_blocks_at_once(bench: Workbench) -> None:
     pool = await bench.pool(2048)
     thin = await pool.thin(0, blocks=2048)
     for block in range(0, 2048, 2):

@@ -6,7 +6,7 @@ import pytest
 
 from thinfs.errors import InvalidArgument, NoSuchDevice, ThinfsError
 
-from .bench import MIB, Bench, PoolOnBench
+from .workbench import MIB, PoolOnBench, Workbench
 
 MISSING = -1  # stands for bench.errno_of_missing_path
 
@@ -63,7 +63,7 @@ GOOD_POOL_TABLES = {
 
 
 @pytest.mark.parametrize("name", POOL_TABLES)
-async def test_a_pool_table_is_refused_and_leaves_no_device(bench: Bench, name: str) -> None:
+async def test_a_pool_table_is_refused_and_leaves_no_device(bench: Workbench, name: str) -> None:
     pool = await bench.prepare()
     table, expected = POOL_TABLES[name]
     with pytest.raises(ThinfsError) as refusal:
@@ -74,13 +74,13 @@ async def test_a_pool_table_is_refused_and_leaves_no_device(bench: Bench, name: 
 
 
 @pytest.mark.parametrize("name", GOOD_POOL_TABLES)
-async def test_a_pool_table_is_accepted(bench: Bench, name: str) -> None:
+async def test_a_pool_table_is_accepted(bench: Workbench, name: str) -> None:
     pool = await bench.prepare()
     await bench.backend.create("p", GOOD_POOL_TABLES[name].format(md=pool.metadata.word, data=pool.data.word))
     assert await pool.mode() == "rw"
 
 
-async def test_a_refused_reload_leaves_the_live_pool_as_it_was(bench: Bench) -> None:
+async def test_a_refused_reload_leaves_the_live_pool_as_it_was(bench: Workbench) -> None:
     pool = await bench.pool()
     before = await pool.status_line()
     for table, _ in POOL_TABLES.values():
@@ -95,7 +95,7 @@ async def test_a_refused_reload_leaves_the_live_pool_as_it_was(bench: Bench) -> 
     ("damage", "expected"),
     [("garbage", ENOTBLK), ("a wrong magic", EILSEQ), ("a wrong checksum", EILSEQ)],
 )
-async def test_damaged_metadata_is_refused(bench: Bench, damage: str, expected: int) -> None:
+async def test_damaged_metadata_is_refused(bench: Workbench, damage: str, expected: int) -> None:
     pool = await bench.prepare()
     if damage == "garbage":
         await pool.metadata.write(0, bytes(range(256)) * 16)
@@ -114,7 +114,7 @@ async def test_damaged_metadata_is_refused(bench: Bench, damage: str, expected: 
 @pytest.mark.parametrize(
     ("nr_blocks", "expected"), [(1, EINVAL), (2, EINVAL), (3, ENOSPC), (4, ENOSPC), (8, ENOSPC), (10, ENOSPC)]
 )
-async def test_too_little_metadata_is_refused(bench: Bench, nr_blocks: int, expected: int) -> None:
+async def test_too_little_metadata_is_refused(bench: Workbench, nr_blocks: int, expected: int) -> None:
     pool = await bench.prepare(16384, metadata_bytes=nr_blocks * 4096)
     bench.unchecked.add(pool.metadata.word)
     with pytest.raises(ThinfsError) as refusal:
@@ -122,14 +122,14 @@ async def test_too_little_metadata_is_refused(bench: Bench, nr_blocks: int, expe
     assert refusal.value.errno == expected
 
 
-async def test_another_block_size_than_the_stored_one_is_refused(bench: Bench) -> None:
+async def test_another_block_size_than_the_stored_one_is_refused(bench: Workbench) -> None:
     pool = await bench.pool()
     await pool.remove()
     with pytest.raises(InvalidArgument):
         await bench.backend.create("p", pool.table(block_sectors=256, nr_blocks=32))
 
 
-async def test_the_metadata_of_another_pool_is_busy(bench: Bench) -> None:
+async def test_the_metadata_of_another_pool_is_busy(bench: Workbench) -> None:
     pool = await bench.pool()
     other = await bench.disk(16 * MIB)
     with pytest.raises(ThinfsError) as refusal:
@@ -137,7 +137,7 @@ async def test_the_metadata_of_another_pool_is_busy(bench: Bench) -> None:
     assert refusal.value.errno == EBUSY
 
 
-async def test_other_data_for_the_same_metadata_is_busy(bench: Bench) -> None:
+async def test_other_data_for_the_same_metadata_is_busy(bench: Workbench) -> None:
     pool = await bench.pool()
     other = await bench.disk(16 * MIB)
     with pytest.raises(ThinfsError) as refusal:
@@ -145,27 +145,27 @@ async def test_other_data_for_the_same_metadata_is_busy(bench: Bench) -> None:
     assert refusal.value.errno == EBUSY
 
 
-async def test_a_reload_with_other_metadata_is_refused(bench: Bench) -> None:
+async def test_a_reload_with_other_metadata_is_refused(bench: Workbench) -> None:
     pool = await bench.pool()
     other = await bench.metadata_disk()
     with pytest.raises(InvalidArgument):
         await pool.load(metadata=other)
 
 
-async def test_two_pools_on_one_data_device_are_not_prevented(bench: Bench) -> None:
+async def test_two_pools_on_one_data_device_are_not_prevented(bench: Workbench) -> None:
     pool = await bench.pool()
     other = await bench.metadata_disk()
     await bench.backend.create("q", pool.table(metadata=other))
 
 
 @pytest.mark.parametrize("before", ["", "1 ignore_discard"])
-async def test_a_reload_that_changes_ignore_discard_is_refused(bench: Bench, before: str) -> None:
+async def test_a_reload_that_changes_ignore_discard_is_refused(bench: Workbench, before: str) -> None:
     pool = await bench.pool(features=before)
     with pytest.raises(InvalidArgument):
         await pool.load(features="1 ignore_discard" if not before else "")
 
 
-async def test_a_pool_cannot_be_replaced_by_another_target_but_error(bench: Bench, pool: PoolOnBench) -> None:
+async def test_a_pool_cannot_be_replaced_by_another_target_but_error(bench: Workbench, pool: PoolOnBench) -> None:
     for table in ("0 1024 zero", f"0 1024 linear {pool.data.word} 0"):
         with pytest.raises(InvalidArgument):
             await bench.backend.load("p", table)
@@ -173,7 +173,7 @@ async def test_a_pool_cannot_be_replaced_by_another_target_but_error(bench: Benc
     await bench.backend.clear("p")
 
 
-async def test_a_read_only_table_may_hold_no_pool(bench: Bench) -> None:
+async def test_a_read_only_table_may_hold_no_pool(bench: Workbench) -> None:
     pool = await bench.prepare()
     with pytest.raises(InvalidArgument):
         await bench.backend.create("p", pool.table(), read_only=True)
@@ -197,7 +197,7 @@ THIN_TABLES: dict[str, tuple[str, int]] = {
 
 
 @pytest.mark.parametrize("name", THIN_TABLES)
-async def test_a_thin_table_is_refused_and_leaves_no_device(bench: Bench, pool: PoolOnBench, name: str) -> None:
+async def test_a_thin_table_is_refused_and_leaves_no_device(bench: Workbench, pool: PoolOnBench, name: str) -> None:
     await pool.thin(0)
     disk = await bench.disk(MIB)
     target, expected = THIN_TABLES[name]
@@ -208,7 +208,7 @@ async def test_a_thin_table_is_refused_and_leaves_no_device(bench: Bench, pool: 
         await bench.backend.info("t")
 
 
-async def test_a_pool_that_is_a_plain_device_is_refused(bench: Bench, pool: PoolOnBench) -> None:
+async def test_a_pool_that_is_a_plain_device_is_refused(bench: Workbench, pool: PoolOnBench) -> None:
     with pytest.raises(InvalidArgument):
         await bench.backend.create("t", f"0 1024 thin {pool.data.word} 0")
 
@@ -264,14 +264,14 @@ async def test_a_message_may_go_to_any_sector_of_the_pool_and_to_none_outside(po
         await pool.message("create_thin 1", sector=64 * 128)
 
 
-async def test_a_thin_takes_no_messages(bench: Bench, pool: PoolOnBench) -> None:
+async def test_a_thin_takes_no_messages(bench: Workbench, pool: PoolOnBench) -> None:
     await pool.thin(0)
     with pytest.raises(InvalidArgument):
         await bench.backend.message("t0", "create_thin 1")
 
 
 @pytest.mark.parametrize("message", ["create_thin 1", "delete 0", "reserve_metadata_snap", "bogus"])
-async def test_a_read_only_pool_supports_no_message_at_all(bench: Bench, message: str) -> None:
+async def test_a_read_only_pool_supports_no_message_at_all(bench: Workbench, message: str) -> None:
     pool = await bench.pool()
     await pool.message("create_thin 0")
     await pool.reload(features="1 read_only")
@@ -280,7 +280,7 @@ async def test_a_read_only_pool_supports_no_message_at_all(bench: Bench, message
     assert refusal.value.errno == EOPNOTSUPP
 
 
-async def test_what_is_asked_of_a_device_that_is_not_there_is_enxio(bench: Bench) -> None:
+async def test_what_is_asked_of_a_device_that_is_not_there_is_enxio(bench: Workbench) -> None:
     backend = bench.backend
     for call in (backend.remove, backend.suspend, backend.resume, backend.table, backend.status, backend.info):
         with pytest.raises(NoSuchDevice):
@@ -291,7 +291,7 @@ async def test_what_is_asked_of_a_device_that_is_not_there_is_enxio(bench: Bench
         await backend.message("nosuch", "create_thin 0")
 
 
-async def test_a_name_is_given_once(bench: Bench, pool: PoolOnBench) -> None:
+async def test_a_name_is_given_once(bench: Workbench, pool: PoolOnBench) -> None:
     with pytest.raises(ThinfsError) as refusal:
         await bench.backend.create("p", None)
     assert refusal.value.errno == EBUSY

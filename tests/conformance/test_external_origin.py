@@ -5,12 +5,12 @@ import pytest
 from kernel_backend.block_io import pattern
 from thinfs.errors import InvalidArgument, ThinfsError
 
-from .bench import Bench, Disk, PoolOnBench
+from .workbench import Disk, PoolOnBench, Workbench
 
 BLOCK = 64 * 1024
 
 
-async def origin_disk(bench: Bench, size_bytes: int) -> Disk:
+async def origin_disk(bench: Workbench, size_bytes: int) -> Disk:
     """Filled with the pattern 77, sector by sector from 0."""
     disk = await bench.disk(size_bytes)
     whole = pattern(77, -(-size_bytes // 512) * 512)
@@ -22,14 +22,14 @@ def shown(offset: int, length: int) -> bytes:
     return pattern(77, offset + length)[offset:]
 
 
-async def test_unmapped_blocks_show_the_origin(bench: Bench, pool: PoolOnBench) -> None:
+async def test_unmapped_blocks_show_the_origin(bench: Workbench, pool: PoolOnBench) -> None:
     disk = await origin_disk(bench, 8 * BLOCK)
     thin = await pool.thin(0, blocks=8, origin=disk.word)
     assert await thin.device.read(0, 8 * BLOCK) == shown(0, 8 * BLOCK)
     assert await pool.used() == 0
 
 
-async def test_a_partial_write_copies_the_block_from_the_origin(bench: Bench, pool: PoolOnBench) -> None:
+async def test_a_partial_write_copies_the_block_from_the_origin(bench: Workbench, pool: PoolOnBench) -> None:
     disk = await origin_disk(bench, 8 * BLOCK)
     thin = await pool.thin(0, blocks=8, origin=disk.word)
     await thin.write(2, 5, length=4096, at=4096)
@@ -40,7 +40,7 @@ async def test_a_partial_write_copies_the_block_from_the_origin(bench: Bench, po
     assert await pool.used() == 1
 
 
-async def test_a_whole_block_write_replaces_the_origins(bench: Bench, pool: PoolOnBench) -> None:
+async def test_a_whole_block_write_replaces_the_origins(bench: Workbench, pool: PoolOnBench) -> None:
     disk = await origin_disk(bench, 8 * BLOCK)
     thin = await pool.thin(0, blocks=8, origin=disk.word)
     await thin.write(2, 5)
@@ -48,7 +48,7 @@ async def test_a_whole_block_write_replaces_the_origins(bench: Bench, pool: Pool
     assert await thin.device.read(3 * BLOCK, BLOCK) == shown(3 * BLOCK, BLOCK)
 
 
-async def test_the_origin_itself_is_never_written(bench: Bench, pool: PoolOnBench) -> None:
+async def test_the_origin_itself_is_never_written(bench: Workbench, pool: PoolOnBench) -> None:
     disk = await origin_disk(bench, 4 * BLOCK)
     thin = await pool.thin(0, blocks=4, origin=disk.word)
     for block in range(4):
@@ -57,7 +57,7 @@ async def test_the_origin_itself_is_never_written(bench: Bench, pool: PoolOnBenc
     assert await disk.read(0, 4 * BLOCK) == shown(0, 4 * BLOCK)
 
 
-async def test_discarding_a_block_shows_the_origin_again(bench: Bench, pool: PoolOnBench) -> None:
+async def test_discarding_a_block_shows_the_origin_again(bench: Workbench, pool: PoolOnBench) -> None:
     disk = await origin_disk(bench, 4 * BLOCK)
     thin = await pool.thin(0, blocks=4, origin=disk.word)
     await thin.write(1, 5)
@@ -65,7 +65,7 @@ async def test_discarding_a_block_shows_the_origin_again(bench: Bench, pool: Poo
     assert await thin.device.read(BLOCK, BLOCK) == shown(BLOCK, BLOCK)
 
 
-async def test_a_smaller_origin_is_followed_by_zeros(bench: Bench, pool: PoolOnBench) -> None:
+async def test_a_smaller_origin_is_followed_by_zeros(bench: Workbench, pool: PoolOnBench) -> None:
     disk = await origin_disk(bench, 2 * BLOCK)
     thin = await pool.thin(0, blocks=8, origin=disk.word)
     assert await thin.device.read(0, 2 * BLOCK) == shown(0, 2 * BLOCK)
@@ -74,7 +74,7 @@ async def test_a_smaller_origin_is_followed_by_zeros(bench: Bench, pool: PoolOnB
     assert await thin.holds(5, None, length=BLOCK - 4096, at=4096)
 
 
-async def test_a_bigger_origin_is_cut_off_at_the_thins_end(bench: Bench, pool: PoolOnBench) -> None:
+async def test_a_bigger_origin_is_cut_off_at_the_thins_end(bench: Workbench, pool: PoolOnBench) -> None:
     disk = await origin_disk(bench, 16 * BLOCK)
     thin = await pool.thin(0, blocks=4, origin=disk.word)
     assert thin.device.size_bytes == 4 * BLOCK
@@ -83,7 +83,7 @@ async def test_a_bigger_origin_is_cut_off_at_the_thins_end(bench: Bench, pool: P
 
 @pytest.mark.parametrize("fraction_bytes", [4096, 32768, 61440])
 async def test_an_origin_that_ends_inside_a_block_is_followed_by_zeros(
-    bench: Bench, pool: PoolOnBench, fraction_bytes: int
+    bench: Workbench, pool: PoolOnBench, fraction_bytes: int
 ) -> None:
     disk = await origin_disk(bench, 2 * BLOCK + fraction_bytes)
     thin = await pool.thin(0, blocks=4, origin=disk.word)
@@ -93,7 +93,7 @@ async def test_an_origin_that_ends_inside_a_block_is_followed_by_zeros(
 
 @pytest.mark.parametrize("fraction_bytes", [4096, 32768, 61440])
 async def test_the_first_write_to_a_straddling_block_copies_the_origin_and_zeroes_the_rest(
-    bench: Bench, pool: PoolOnBench, fraction_bytes: int
+    bench: Workbench, pool: PoolOnBench, fraction_bytes: int
 ) -> None:
     disk = await origin_disk(bench, 2 * BLOCK + fraction_bytes)
     thin = await pool.thin(0, blocks=4, origin=disk.word)
@@ -103,7 +103,7 @@ async def test_the_first_write_to_a_straddling_block_copies_the_origin_and_zeroe
     assert await thin.device.read(2 * BLOCK, BLOCK) == expected
 
 
-async def test_with_skip_block_zeroing_the_rest_of_a_straddling_block_keeps_old_data(bench: Bench) -> None:
+async def test_with_skip_block_zeroing_the_rest_of_a_straddling_block_keeps_old_data(bench: Workbench) -> None:
     prepared = await bench.prepare(16, "1 skip_block_zeroing")
     await prepared.data.write(0, pattern(33, BLOCK))
     pool = await prepared.create()
@@ -115,7 +115,7 @@ async def test_with_skip_block_zeroing_the_rest_of_a_straddling_block_keeps_old_
     assert await thin.device.read(2 * BLOCK, BLOCK) == expected
 
 
-async def test_a_write_beyond_the_origin_is_zeroed_as_without_one(bench: Bench) -> None:
+async def test_a_write_beyond_the_origin_is_zeroed_as_without_one(bench: Workbench) -> None:
     prepared = await bench.prepare(16)
     await prepared.data.write(0, pattern(33, BLOCK))
     pool = await prepared.create()
@@ -126,7 +126,7 @@ async def test_a_write_beyond_the_origin_is_zeroed_as_without_one(bench: Bench) 
 
 
 async def test_a_snapshot_activated_with_the_origin_shows_it_and_without_shows_zeros(
-    bench: Bench, pool: PoolOnBench
+    bench: Workbench, pool: PoolOnBench
 ) -> None:
     disk = await origin_disk(bench, 4 * BLOCK)
     thin = await pool.thin(0, blocks=4, origin=disk.word)
@@ -151,7 +151,7 @@ async def test_a_thin_of_the_same_pool_may_be_the_origin(pool: PoolOnBench) -> N
     assert await thin.holds(1, 3, length=4096)
 
 
-async def test_its_size_is_taken_at_each_resume_of_the_thin(bench: Bench, pool: PoolOnBench) -> None:
+async def test_its_size_is_taken_at_each_resume_of_the_thin(bench: Workbench, pool: PoolOnBench) -> None:
     disk = await origin_disk(bench, BLOCK)
     thin = await pool.thin(0, blocks=4, origin=disk.word)
     await disk.resize(2 * BLOCK)
@@ -161,7 +161,7 @@ async def test_its_size_is_taken_at_each_resume_of_the_thin(bench: Bench, pool: 
     assert await thin.device.read(BLOCK, BLOCK) == shown(BLOCK, BLOCK)
 
 
-async def test_the_table_names_it(bench: Bench, pool: PoolOnBench) -> None:
+async def test_the_table_names_it(bench: Workbench, pool: PoolOnBench) -> None:
     disk = await origin_disk(bench, BLOCK)
     await pool.thin(0, blocks=4, origin=disk.word)
     assert (await bench.backend.table("t0")).endswith(f" 0 {disk.word}")
@@ -173,7 +173,7 @@ async def test_an_origin_that_is_the_pool_is_invalid(pool: PoolOnBench) -> None:
         await pool.activate(0, origin="/dev/mapper/p")
 
 
-async def test_an_origin_that_is_not_there_is_refused_before_the_pool_is_looked_at(bench: Bench) -> None:
+async def test_an_origin_that_is_not_there_is_refused_before_the_pool_is_looked_at(bench: Workbench) -> None:
     with pytest.raises(ThinfsError) as refusal:
         await bench.backend.create("t", "0 128 thin /dev/mapper/nopool 0 /dev/nosuch")
     assert refusal.value.errno == bench.errno_of_missing_path

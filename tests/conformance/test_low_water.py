@@ -4,7 +4,7 @@ import pytest
 
 from thinfs.errors import NoSuchDevice
 
-from .bench import Bench, PoolOnBench, Volume
+from .workbench import PoolOnBench, Volume, Workbench
 
 
 async def write_blocks(thin: Volume, begin: int, end: int) -> None:
@@ -12,7 +12,7 @@ async def write_blocks(thin: Volume, begin: int, end: int) -> None:
         await thin.write(block, block)
 
 
-async def test_one_event_when_free_blocks_reach_the_mark(bench: Bench) -> None:
+async def test_one_event_when_free_blocks_reach_the_mark(bench: Workbench) -> None:
     pool = await bench.pool(16, low_water=6)
     thin = await pool.thin(0)
     await write_blocks(thin, 0, 10)
@@ -23,7 +23,7 @@ async def test_one_event_when_free_blocks_reach_the_mark(bench: Bench) -> None:
     assert await pool.event_nr() == 1
 
 
-async def test_a_resume_arms_it_again(bench: Bench) -> None:
+async def test_a_resume_arms_it_again(bench: Workbench) -> None:
     pool = await bench.pool(16, low_water=6)
     thin = await pool.thin(0)
     await write_blocks(thin, 0, 12)
@@ -34,14 +34,14 @@ async def test_a_resume_arms_it_again(bench: Bench) -> None:
     assert await pool.event_nr() == 2
 
 
-async def test_a_mark_of_0_tells_when_the_pool_is_full(bench: Bench) -> None:
+async def test_a_mark_of_0_tells_when_the_pool_is_full(bench: Workbench) -> None:
     pool = await bench.pool(4, "1 error_if_no_space", low_water=0)
     thin = await pool.thin(0)
     await write_blocks(thin, 0, 4)
     assert await pool.event_nr() == 0
 
 
-async def test_a_mark_above_the_size_tells_at_the_first_allocation(bench: Bench) -> None:
+async def test_a_mark_above_the_size_tells_at_the_first_allocation(bench: Workbench) -> None:
     pool = await bench.pool(16, low_water=1 << 40)
     thin = await pool.thin(0)
     assert await pool.event_nr() == 0
@@ -49,7 +49,7 @@ async def test_a_mark_above_the_size_tells_at_the_first_allocation(bench: Bench)
     assert await pool.event_nr() == 1
 
 
-async def test_a_reload_changes_it(bench: Bench) -> None:
+async def test_a_reload_changes_it(bench: Workbench) -> None:
     pool = await bench.pool(16)
     thin = await pool.thin(0)
     await write_blocks(thin, 0, 4)
@@ -59,7 +59,7 @@ async def test_a_reload_changes_it(bench: Bench) -> None:
     assert await pool.event_nr() == 1
 
 
-async def test_wait_returns_at_the_event(bench: Bench) -> None:
+async def test_wait_returns_at_the_event(bench: Workbench) -> None:
     pool = await bench.pool(16, low_water=6)
     thin = await pool.thin(0)
     async with bench.running(lambda: bench.backend.wait("p", 0)) as wait:
@@ -70,7 +70,7 @@ async def test_wait_returns_at_the_event(bench: Bench) -> None:
         await wait.done()
 
 
-async def test_wait_returns_at_once_for_an_event_of_the_past(bench: Bench) -> None:
+async def test_wait_returns_at_once_for_an_event_of_the_past(bench: Workbench) -> None:
     pool = await bench.pool(16, low_water=16)
     thin = await pool.thin(0)
     await write_blocks(thin, 0, 1)
@@ -78,7 +78,7 @@ async def test_wait_returns_at_once_for_an_event_of_the_past(bench: Bench) -> No
     assert (info.name, info.event_nr) == ("p", 1)
 
 
-async def test_removing_the_device_ends_a_wait_without_an_error(pool: PoolOnBench, bench: Bench) -> None:
+async def test_removing_the_device_ends_a_wait_without_an_error(pool: PoolOnBench, bench: Workbench) -> None:
     for _ in range(10):
         async with bench.running(lambda: bench.backend.wait("p", 0)) as wait:
             await pool.status()
@@ -92,6 +92,6 @@ async def test_removing_the_device_ends_a_wait_without_an_error(pool: PoolOnBenc
     raise AssertionError("it ended with an error each time")
 
 
-async def test_a_wait_for_a_device_that_is_not_there_is_refused(bench: Bench) -> None:
+async def test_a_wait_for_a_device_that_is_not_there_is_refused(bench: Workbench) -> None:
     with pytest.raises(NoSuchDevice):
         await bench.backend.wait("nosuch", 0)

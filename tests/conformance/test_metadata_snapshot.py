@@ -4,7 +4,7 @@ import pytest
 
 from thinfs.errors import Busy, InvalidArgument
 
-from .bench import PoolOnBench
+from .workbench import PoolOnBench
 
 
 async def test_its_block_is_in_the_status_while_it_is_held(pool: PoolOnBench) -> None:

@@ -4,7 +4,7 @@ import pytest
 
 from thinfs.errors import Exists, InvalidArgument, NoSuchThin
 
-from .bench import MIB, Bench, PoolOnBench
+from .workbench import MIB, PoolOnBench, Workbench
 
 
 async def test_a_snapshot_reads_as_its_origin_did_and_takes_no_block(pool: PoolOnBench) -> None:
@@ -99,7 +99,7 @@ async def test_a_snapshot_of_a_snapshot_is_a_world_of_its_own(pool: PoolOnBench)
     assert await first.holds(1, None)
 
 
-async def test_a_chain_of_snapshots_a_thousand_deep_keeps_every_generation(bench: Bench) -> None:
+async def test_a_chain_of_snapshots_a_thousand_deep_keeps_every_generation(bench: Workbench) -> None:
     pool = await bench.pool(1100, metadata_bytes=32 * MIB)
     await pool.message("create_thin 0")
     for generation in range(1000):
@@ -116,7 +116,7 @@ async def test_a_chain_of_snapshots_a_thousand_deep_keeps_every_generation(bench
         await thin.remove()
 
 
-async def test_a_thousand_snapshots_of_one_origin_all_hold_its_content(bench: Bench) -> None:
+async def test_a_thousand_snapshots_of_one_origin_all_hold_its_content(bench: Workbench) -> None:
     pool = await bench.pool(64, metadata_bytes=32 * MIB)
     origin = await pool.thin(0)
     await origin.write(0, 1)
@@ -133,7 +133,7 @@ async def test_a_thousand_snapshots_of_one_origin_all_hold_its_content(bench: Be
     assert await pool.used() == 1
 
 
-async def test_a_tree_of_snapshots_can_be_deleted_in_any_order(bench: Bench) -> None:
+async def test_a_tree_of_snapshots_can_be_deleted_in_any_order(bench: Workbench) -> None:
     pool = await bench.pool(128)
     root = await pool.thin(0)
     await root.write(0, 1)

@@ -5,10 +5,10 @@ import pytest
 from kernel_backend.block_io import pattern
 from thinfs.errors import InvalidArgument, NoSpace
 
-from .bench import MIB, Bench, PoolOnBench
+from .workbench import MIB, PoolOnBench, Workbench
 
 
-async def test_io_to_a_suspended_thin_waits_for_its_resume(bench: Bench, pool: PoolOnBench) -> None:
+async def test_io_to_a_suspended_thin_waits_for_its_resume(bench: Workbench, pool: PoolOnBench) -> None:
     thin = await pool.thin(0)
     await bench.backend.suspend("t0")
     async with bench.running(lambda: thin.write(0, 1)) as write:
@@ -19,7 +19,9 @@ async def test_io_to_a_suspended_thin_waits_for_its_resume(bench: Bench, pool: P
     assert await thin.holds(0, 1)
 
 
-async def test_suspending_the_pool_holds_its_thins_which_still_show_as_active(bench: Bench, pool: PoolOnBench) -> None:
+async def test_suspending_the_pool_holds_its_thins_which_still_show_as_active(
+    bench: Workbench, pool: PoolOnBench
+) -> None:
     thin = await pool.thin(0)
     await pool.suspend()
     assert not (await bench.backend.info("t0")).suspended
@@ -40,7 +42,7 @@ async def test_a_suspended_pool_takes_messages(pool: PoolOnBench) -> None:
     await pool.activate(1)
 
 
-async def test_suspending_and_resuming_twice_is_harmless(bench: Bench, pool: PoolOnBench) -> None:
+async def test_suspending_and_resuming_twice_is_harmless(bench: Workbench, pool: PoolOnBench) -> None:
     await pool.suspend()
     await pool.suspend()
     assert (await bench.backend.info("p")).suspended
@@ -59,7 +61,7 @@ async def test_suspending_the_pool_commits(pool: PoolOnBench) -> None:
 
 
 @pytest.mark.parametrize("noflush", [False, True], ids=["flush", "noflush"])
-async def test_a_suspend_either_way_loses_nothing(bench: Bench, pool: PoolOnBench, noflush: bool) -> None:
+async def test_a_suspend_either_way_loses_nothing(bench: Workbench, pool: PoolOnBench, noflush: bool) -> None:
     thin = await pool.thin(0)
     await thin.write(0, 1)
     await bench.backend.suspend("t0", noflush=noflush)
@@ -67,7 +69,7 @@ async def test_a_suspend_either_way_loses_nothing(bench: Bench, pool: PoolOnBenc
     assert await thin.holds(0, 1)
 
 
-async def test_a_plain_suspend_and_resume_keeps_the_mode(bench: Bench) -> None:
+async def test_a_plain_suspend_and_resume_keeps_the_mode(bench: Workbench) -> None:
     pool = await bench.pool(1, "1 error_if_no_space")
     thin = await pool.thin(0)
     await thin.write(0, 1)
@@ -87,14 +89,14 @@ async def test_a_reload_grows_the_data(pool: PoolOnBench) -> None:
     await pool.bench.backend.create("p", pool.table(nr_blocks=128))
 
 
-async def test_a_grown_data_device_alone_changes_nothing(bench: Bench, pool: PoolOnBench) -> None:
+async def test_a_grown_data_device_alone_changes_nothing(bench: Workbench, pool: PoolOnBench) -> None:
     await pool.data.resize(32 * MIB)
     await pool.suspend()
     await pool.resume()
     assert (await pool.status()).nr_data_blocks == 64
 
 
-async def test_the_data_cannot_shrink_and_a_right_table_recovers_the_pool(bench: Bench, pool: PoolOnBench) -> None:
+async def test_the_data_cannot_shrink_and_a_right_table_recovers_the_pool(bench: Workbench, pool: PoolOnBench) -> None:
     thin = await pool.thin(0)
     await thin.write(0, 1)
     await pool.load(nr_blocks=32)
@@ -109,14 +111,16 @@ async def test_the_data_cannot_shrink_and_a_right_table_recovers_the_pool(bench:
     assert (await pool.status()).nr_data_blocks == 64
 
 
-async def test_a_shorter_table_at_creation_leaves_no_device(bench: Bench, pool: PoolOnBench) -> None:
+async def test_a_shorter_table_at_creation_leaves_no_device(bench: Workbench, pool: PoolOnBench) -> None:
     await pool.remove()
     with pytest.raises(InvalidArgument):
         await bench.backend.create("p", pool.table(nr_blocks=32))
     assert "p" not in [info.name for info in await bench.backend.list()]
 
 
-async def test_a_reload_longer_than_the_data_device_is_refused_at_the_resume(bench: Bench, pool: PoolOnBench) -> None:
+async def test_a_reload_longer_than_the_data_device_is_refused_at_the_resume(
+    bench: Workbench, pool: PoolOnBench
+) -> None:
     await pool.load(nr_blocks=1 << 20)
     await pool.suspend()
     with pytest.raises(InvalidArgument):
@@ -126,7 +130,7 @@ async def test_a_reload_longer_than_the_data_device_is_refused_at_the_resume(ben
     assert (await pool.status()).nr_data_blocks == 64
 
 
-async def test_grown_metadata_is_used_after_a_suspend_and_resume(bench: Bench) -> None:
+async def test_grown_metadata_is_used_after_a_suspend_and_resume(bench: Workbench) -> None:
     pool = await bench.pool(metadata_bytes=MIB)
     assert (await pool.status()).nr_metadata_blocks == 256
     await pool.metadata.resize(2 * MIB)
@@ -139,7 +143,7 @@ async def test_grown_metadata_is_used_after_a_suspend_and_resume(bench: Bench) -
     assert (await pool.status()).nr_metadata_blocks == 512
 
 
-async def test_shrunk_metadata_is_refused(bench: Bench) -> None:
+async def test_shrunk_metadata_is_refused(bench: Workbench) -> None:
     pool = await bench.pool(metadata_bytes=2 * MIB)
     await pool.remove()
     await pool.metadata.resize(MIB)
@@ -147,7 +151,7 @@ async def test_shrunk_metadata_is_refused(bench: Bench) -> None:
         await pool.create()
 
 
-async def test_a_thin_grows_and_shrinks_by_reload_and_keeps_what_is_hidden(bench: Bench, pool: PoolOnBench) -> None:
+async def test_a_thin_grows_and_shrinks_by_reload_and_keeps_what_is_hidden(bench: Workbench, pool: PoolOnBench) -> None:
     thin = await pool.thin(0, blocks=8)
     await thin.write(7, 7)
     for blocks in (4, 16):
@@ -159,7 +163,7 @@ async def test_a_thin_grows_and_shrinks_by_reload_and_keeps_what_is_hidden(bench
     assert await (await bench.volume("t0")).holds(7, 7)
 
 
-async def test_a_thin_may_be_replaced_by_any_target(bench: Bench, pool: PoolOnBench) -> None:
+async def test_a_thin_may_be_replaced_by_any_target(bench: Workbench, pool: PoolOnBench) -> None:
     await pool.message("create_thin 0")
     await bench.backend.create("t0", "0 1024 thin /dev/mapper/p 0")
     await bench.backend.load("t0", "0 1024 zero")
@@ -168,13 +172,13 @@ async def test_a_thin_may_be_replaced_by_any_target(bench: Bench, pool: PoolOnBe
     await pool.message("delete 0")
 
 
-async def test_a_reload_changes_features_and_the_low_water_mark(bench: Bench, pool: PoolOnBench) -> None:
+async def test_a_reload_changes_features_and_the_low_water_mark(bench: Workbench, pool: PoolOnBench) -> None:
     await pool.reload(features="2 skip_block_zeroing error_if_no_space", low_water=3)
     assert (await bench.backend.table("p")).endswith(" 128 3 2 skip_block_zeroing error_if_no_space ")
     assert (await pool.status()).no_space == "error_if_no_space"
 
 
-async def test_a_reload_with_another_block_size_is_accepted_and_ignored(bench: Bench, pool: PoolOnBench) -> None:
+async def test_a_reload_with_another_block_size_is_accepted_and_ignored(bench: Workbench, pool: PoolOnBench) -> None:
     await bench.backend.load("p", f"0 8192 thin-pool {pool.metadata.word} {pool.data.word} 256 0")
     await pool.suspend()
     await pool.resume()
@@ -182,14 +186,14 @@ async def test_a_reload_with_another_block_size_is_accepted_and_ignored(bench: B
     assert (await pool.status()).nr_data_blocks == 64
 
 
-async def test_resuming_a_device_without_a_table_does_nothing(bench: Bench) -> None:
+async def test_resuming_a_device_without_a_table_does_nothing(bench: Workbench) -> None:
     await bench.backend.create("empty", None)
     await bench.backend.resume("empty")
     info = await bench.backend.info("empty")
     assert (info.live_table, info.target_count) == (False, 0)
 
 
-async def test_io_to_the_pool_device_goes_to_the_data_one_to_one(bench: Bench, pool: PoolOnBench) -> None:
+async def test_io_to_the_pool_device_goes_to_the_data_one_to_one(bench: Workbench, pool: PoolOnBench) -> None:
     thin = await pool.thin(0)
     await thin.write(5, 9)
     await thin.flush()
@@ -198,7 +202,7 @@ async def test_io_to_the_pool_device_goes_to_the_data_one_to_one(bench: Bench, p
     assert below.device.size_bytes == 64 * 65536
 
 
-async def test_skipped_zeroing_shows_what_the_data_device_held(bench: Bench) -> None:
+async def test_skipped_zeroing_shows_what_the_data_device_held(bench: Workbench) -> None:
     for features, expected in (("", None), ("1 skip_block_zeroing", 77)):
         pool = await bench.prepare(16, features)
         await pool.data.write(0, pattern(77, 65536))

@@ -2,7 +2,7 @@
 
 import pytest
 
-from .bench import KIB, MIB, Bench, PoolOnBench
+from .workbench import KIB, MIB, PoolOnBench, Workbench
 
 
 def passdown(pool: PoolOnBench) -> str:
@@ -27,7 +27,7 @@ FRESH = {
 
 
 @pytest.mark.parametrize("name", FRESH)
-async def test_the_status_of_a_fresh_pool(bench: Bench, name: str) -> None:
+async def test_the_status_of_a_fresh_pool(bench: Workbench, name: str) -> None:
     metadata_bytes, nr_blocks, used, low_water = FRESH[name]
     data_bytes = nr_blocks * 64 * KIB
     pool = await bench.pool(nr_blocks, metadata_bytes=metadata_bytes, data_bytes=data_bytes)
@@ -51,7 +51,7 @@ FEATURES = {
 
 
 @pytest.mark.parametrize("features", FEATURES)
-async def test_the_table_of_a_pool_shows_its_features_in_the_kernels_order(bench: Bench, features: str) -> None:
+async def test_the_table_of_a_pool_shows_its_features_in_the_kernels_order(bench: Workbench, features: str) -> None:
     pool = await bench.pool(features=features, low_water=7)
     words = f"{pool.metadata.word} {pool.data.word} 128 7 {FEATURES[features]}"
     assert await bench.backend.table("p") == f"0 8192 thin-pool {words}"
@@ -67,26 +67,26 @@ async def test_the_table_of_a_pool_shows_its_features_in_the_kernels_order(bench
     ],
 )
 async def test_the_status_shows_what_the_features_make_of_it(
-    bench: Bench, features: str, discard: str, no_space: str
+    bench: Workbench, features: str, discard: str, no_space: str
 ) -> None:
     pool = await bench.pool(features=features)
     status = await pool.status()
     assert (status.discard, status.no_space) == (discard or passdown(pool), no_space)
 
 
-async def test_a_data_device_that_can_discard_is_passed_discards(bench: Bench) -> None:
+async def test_a_data_device_that_can_discard_is_passed_discards(bench: Workbench) -> None:
     pool = await bench.pool(discard=True)
     assert (await pool.status()).discard == "discard_passdown"
 
 
-async def test_a_read_only_pool_is_ro(bench: Bench) -> None:
+async def test_a_read_only_pool_is_ro(bench: Workbench) -> None:
     pool = await bench.pool()
     await pool.reload(features="1 read_only")
     assert (await pool.status()).mode == "ro"
     assert (await bench.backend.table("p")).endswith(" 1 read_only ")
 
 
-async def test_the_table_and_status_of_a_thin(bench: Bench, pool: PoolOnBench) -> None:
+async def test_the_table_and_status_of_a_thin(bench: Workbench, pool: PoolOnBench) -> None:
     thin = await pool.thin(0)
     info = await bench.backend.info("p")
     assert await bench.backend.table("t0") == f"0 8192 thin {info.major}:{info.minor} 0"
@@ -114,7 +114,7 @@ async def test_a_suspended_pool_shows_its_last_commit(pool: PoolOnBench) -> None
     await pool.resume()
 
 
-async def test_a_table_not_yet_resumed_is_the_inactive_one(bench: Bench, pool: PoolOnBench) -> None:
+async def test_a_table_not_yet_resumed_is_the_inactive_one(bench: Workbench, pool: PoolOnBench) -> None:
     live = await bench.backend.table("p")
     await pool.load(low_water=5)
     assert await bench.backend.table("p") == live
@@ -124,14 +124,14 @@ async def test_a_table_not_yet_resumed_is_the_inactive_one(bench: Bench, pool: P
     assert not (await bench.backend.info("p")).inactive_table
 
 
-async def test_a_device_lists_what_it_stands_on(bench: Bench, pool: PoolOnBench) -> None:
+async def test_a_device_lists_what_it_stands_on(bench: Workbench, pool: PoolOnBench) -> None:
     await pool.thin(0)
     info = await bench.backend.info("p")
     assert await bench.backend.deps("t0") == [(info.major, info.minor)]
     assert info.open_count == 1
 
 
-async def test_info_counts_opens_and_tells_the_state(bench: Bench, pool: PoolOnBench) -> None:
+async def test_info_counts_opens_and_tells_the_state(bench: Workbench, pool: PoolOnBench) -> None:
     thin = await pool.thin(0)
     info = await bench.backend.info("t0")
     assert (info.open_count, info.suspended, info.live_table, info.target_count) == (1, False, True, 1)
@@ -141,7 +141,7 @@ async def test_info_counts_opens_and_tells_the_state(bench: Bench, pool: PoolOnB
     assert (info.open_count, info.suspended) == (0, True)
 
 
-async def test_a_length_that_is_no_multiple_of_the_block_counts_whole_blocks(bench: Bench) -> None:
+async def test_a_length_that_is_no_multiple_of_the_block_counts_whole_blocks(bench: Workbench) -> None:
     prepared = await bench.prepare(block_sectors=384, data_bytes=4194303 * 512)
     table = f"0 4194303 thin-pool {prepared.metadata.word} {prepared.data.word} 384 0"
     await bench.backend.create("p", table)

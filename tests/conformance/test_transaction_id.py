@@ -4,7 +4,7 @@ import pytest
 
 from thinfs.errors import InvalidArgument
 
-from .bench import PoolOnBench
+from .workbench import PoolOnBench
 
 TOP = (1 << 64) - 1
 

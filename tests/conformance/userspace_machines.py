@@ -26,9 +26,9 @@ from thinfs.server.client import ControlClient, open_control_client
 from thinfs.userspace.devices import DeviceMapper, open_device_mapper
 
 from . import faults
-from .bench import Disk, Machine
 from .files import FileDisk
 from .removal import remove_devices
+from .workbench import Disk, Machine
 
 T = TypeVar("T")
 

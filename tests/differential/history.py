@@ -1,4 +1,4 @@
-"""Random histories: operations of kernel_backend.operations, chosen by a seed so that most of them succeed.
+"""Random histories: operations of kernel_backend.batch, chosen by a seed so that most of them succeed.
 
 Promises: the same seed, variant and length give the same history; any part of a history is a history too (what
 then fails must fail on both sides), which is what makes shrinking possible. Writes are flushed one by one, so
@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from random import Random
 from typing import Final
 
-from kernel_backend.operations import Operation
+from kernel_backend.batch import Operation
 
 from .variants import Variant
 
@@ -84,7 +84,7 @@ class Maker:
         origin, dev_id = self._some_id(20), self._random.randrange(_NR_IDS)
         name = self._active.get(origin)
         if name:
-            self._say("suspend", name)
+            self._say_suspend(name)
         self._say("message", POOL, f"create_snap {dev_id} {origin}")
         if name:
             self._say("resume", name)
@@ -176,10 +176,15 @@ class Maker:
         if self._variant.read_only_reloads:
             self._reload(read_only=not self._read_only)
 
+    def _say_suspend(self, device: str) -> None:
+        """With a frozen file system or without: nothing is mounted, so the answers are the same."""
+        noflush, lockfs = False, self._random.random() < 0.5
+        self._say("suspend", device, noflush, lockfs)
+
     def _suspend(self) -> None:
         name = self._some_active()
         for device in (name, POOL) if name else (POOL,):
-            self._say("suspend", device)
+            self._say_suspend(device)
             self._say("resume", device)
 
     def _metadata_snap(self) -> None:

@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 from errno import EBUSY, EEXIST, EINVAL, ENODATA, ENXIO, EOPNOTSUPP
 from typing import Final, TypeAlias
 
+from kernel_backend.batch import Operation
 from kernel_backend.block_io import digest, pattern
-from kernel_backend.operations import Operation
 
 from .history import PAGE, POOL
 from .variants import Variant

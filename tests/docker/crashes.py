@@ -13,7 +13,8 @@ from typing import Any, Final
 from thinfs.blockdev import FileDevice
 from thinfs.pool.metadata import PoolMetadata
 from thinfs.steps import drive
-from thinfs.tools.walk import MappingRun, PoolTrees
+from thinfs.tools.runs import MappingRun
+from thinfs.tools.walk import PoolTrees
 
 POOL_TRANSACTION: Final = 39
 NEW_DEVICE: Final = 29

@@ -23,14 +23,15 @@ PLANTED = [
     ("thinfs.tools.check", "import trio", "trio"),
     ("kernel_backend.backend", "import thinfs.blockdev", "thinfs.blockdev"),
     ("kernel_backend.guest_agent", "import trio", "trio"),
+    ("thinfs.dm.ioctl", "from thinfs.errors import ThinfsError", "thinfs.errors"),
     *(
         (f"kernel_backend.{one}", "from thinfs.errors import ThinfsError", "thinfs.errors")
         for one in (
             "guest_agent",
-            "operations",
+            "batch",
             "device_mapper",
             "device_nodes",
-            "dm_ioctl",
+            "control",
             "guest_loops",
             "block_io",
         )
@@ -39,7 +40,7 @@ PLANTED = [
 CIRCLES = [
     ("thinfs.pool.modes", "thinfs.pool.pool"),
     ("thinfs.persistent.block_manager", "thinfs.persistent.btree"),
-    ("kernel_backend.block_io", "kernel_backend.operations"),
+    ("kernel_backend.block_io", "kernel_backend.batch"),
 ]
 
 

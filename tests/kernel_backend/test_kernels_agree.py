@@ -8,8 +8,8 @@ import random
 
 import pytest
 
+from kernel_backend.batch import Operation
 from kernel_backend.differential import differences
-from kernel_backend.operations import Operation
 from kernel_backend.runner import Guest
 
 BLOCK = 64 * 1024

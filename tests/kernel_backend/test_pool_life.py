@@ -101,7 +101,7 @@ def test_a_refused_message_has_the_errno_of_the_reference(guest: Guest, message:
 def test_a_refused_table_leaves_no_device_and_its_reason_in_the_log(guest: Guest) -> None:
     with pytest.raises(InvalidArgument):
         guest.create("p", f"0 2097152 thin-pool {guest.images[0].device} {guest.images[1].device} 100 0")
-    assert guest.devices() == []
+    assert guest.list() == []
     assert any("thin-pool: Invalid block size" in line for line in guest.kernel_log())
 
 
@@ -123,7 +123,7 @@ def test_an_open_device_is_busy_until_it_goes_with_its_last_close(guest: Guest) 
     guest.close_handle(thin)
     with contextlib.suppress(NoSuchDevice):  # it may have gone before the wait began
         removed.result()
-    assert [device.name for device in guest.devices()] == ["p"]
+    assert [device.name for device in guest.list()] == ["p"]
 
 
 def test_a_table_waits_in_the_inactive_slot_until_resume_or_clear(guest: Guest) -> None:
@@ -145,7 +145,7 @@ def test_a_device_without_a_table_has_none(guest: Guest) -> None:
     info = guest.create("bare", None, uuid="some-uuid")
     assert (info.live_table, info.target_count, info.uuid) == (False, 0, "some-uuid")
     guest.rename("bare", "named")
-    assert [device.name for device in guest.devices()] == ["named"]
+    assert [device.name for device in guest.list()] == ["named"]
 
 
 def test_the_thin_targets_are_listed_with_their_versions(guest: Guest) -> None:

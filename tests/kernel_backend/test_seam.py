@@ -5,7 +5,7 @@ import trio
 
 from kernel_backend import differential
 from kernel_backend.backend import KernelBackend
-from kernel_backend.operations import Operation
+from kernel_backend.batch import Operation
 from kernel_backend.runner import Guest
 from thinfs.dm.backend import Backend, DeviceInfo, OpenDevice
 from thinfs.errors import IOFailed, NoSpace
@@ -120,6 +120,10 @@ async def test_one_list_of_operations_has_the_same_outcomes_in_one_call_and_thro
         ("discard", "t", BLOCK, BLOCK),
         ("flush", "t"),
         ("suspend", "t", True),
+        ("resume", "t"),
+        ("suspend", "t", False, False),
+        ("info", "t"),
+        ("info", "nosuch"),
         ("message", "p", "create_snap 1 0", 7),
         ("resume", "t"),
         ("read_digest", "t", 0, 3 * BLOCK),
@@ -140,4 +144,4 @@ async def test_one_list_of_operations_has_the_same_outcomes_in_one_call_and_thro
     through_the_seam = await differential.run(backend, operations)
     assert differential.differences(operations, through_the_seam, in_one_call) == []
     assert in_one_call[2][0] == 17
-    assert guest.devices() == []
+    assert guest.list() == []

@@ -11,15 +11,18 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.tools.pools import answer, changing, make_pool, write
+from tests.thin_tools import answer
+from tests.tools.pools import changing, make_pool, write
 from thinfs.blockdev import FileDevice
 from thinfs.cli.main import run
 from thinfs.ondisk.btree_node import BtreeNode
 from thinfs.ondisk.superblock import Superblock
 from thinfs.pool.metadata import PoolMetadata
 from thinfs.steps import drive
+from thinfs.tools.nodes import read_block
 from thinfs.tools.ref_counts import RefCounts
-from thinfs.tools.walk import PoolTrees, read_block
+from thinfs.tools.runs import MappingRun, RunBatch
+from thinfs.tools.walk import PoolTrees
 from thinfs.units import METADATA_BLOCK_BYTES
 
 Change = Callable[[PoolMetadata], object]
@@ -303,7 +306,7 @@ def test_reference_counts_of_any_size_are_exact(runs: list[tuple[int, int, int]]
     for begin, length, times in runs:
         end = min(begin + length, 40)
         for _ in range(times):
-            counts.inc(begin, end)
+            assert counts.inc_runs(RunBatch.of([MappingRun(0, begin, end - begin, 0)])) is None
         for block in range(begin, end):
             expected[block] += times
     assert [counts[block] for block in range(40)] == [expected[block] for block in range(40)]

@@ -11,6 +11,7 @@ import os
 import sys
 
 from thinfs.server import paths
+from thinfs.server.ownership import CREDENTIALS, check_listener, listener_is_over
 
 try:
     from _json import encode_basestring_ascii as quote
@@ -45,31 +46,38 @@ def run(argv: list[str]) -> int:
     request = f'{{"call": "dmsetup", "args": {{"argv": [{words}], "cwd": {quote(_cwd())}}}}}\n'
     try:
         connection.sendall(request.encode("ascii"))
-        return _answer(connection)
+        return _answer(connection, argv)
     except (ConnectionError, EOFError):
         return _fail(f"thinfs: the server of {directory} went away; see {paths.log_path(directory)}")
 
 
 def connect(directory: str) -> _socket.socket:
     """A connection to the server of `directory`, started when there is none. OSError names what failed."""
+    try:
+        connection = _connected(directory)
+        if not listener_is_over(connection.getsockopt(*CREDENTIALS)):
+            return connection
+        connection.close()
+    except (FileNotFoundError, ConnectionRefusedError):
+        pass
+    _start_server(directory)
+    return _connected(directory)
+
+
+def _connected(directory: str) -> _socket.socket:
     address = paths.socket_path(directory)
     connection = _socket.socket(_socket.AF_UNIX, _socket.SOCK_STREAM)
     try:
         connection.connect(address)
-    except (FileNotFoundError, ConnectionRefusedError):
-        _start_server(directory)
-        try:
-            connection.connect(address)
-        except OSError as error:
-            raise OSError(error.errno, f"{address}: {error.strerror}") from None
     except OSError as error:
         raise OSError(error.errno, f"{address}: {error.strerror or error}") from None
+    check_listener(connection.getsockopt(*CREDENTIALS), address)
     return connection
 
 
 def _start_server(directory: str) -> None:
     """Returns once a server answers. Among several that find none, one starts it and the others wait."""
-    command = [sys.executable, "-m", "thinfs.cli.main", "serve", "--if-needed", "--mount", directory]
+    command = [sys.executable, "-P", "-m", "thinfs.cli.main", "serve", "--if-needed", "--mount", directory]
     pid = os.posix_spawn(sys.executable, command, os.environ)
     _, status = os.waitpid(pid, 0)
     if os.waitstatus_to_exitcode(status) != 0:
@@ -83,7 +91,7 @@ def _cwd() -> str:
         return "/"
 
 
-def _answer(connection: _socket.socket) -> int:
+def _answer(connection: _socket.socket, argv: list[str]) -> int:
     buffer = b""
     while True:
         line, newline, buffer = buffer.partition(b"\n")
@@ -100,7 +108,7 @@ def _answer(connection: _socket.socket) -> int:
         elif line.startswith(_OK):
             return int(line[len(_OK) : -1])
         elif line.startswith(_NEED):
-            connection.sendall(_file(line).encode("ascii"))
+            connection.sendall(_file(line, argv).encode("ascii"))
         else:
             import json
 
@@ -117,12 +125,16 @@ def _print(descriptor: int, line: bytes, start: int) -> None:
         data = data[os.write(descriptor, data) :]
 
 
-def _file(line: bytes) -> str:
-    """The caller's file that the server asks for: opened here, with the caller's rights and directory."""
+def _file(line: bytes, argv: list[str]) -> str:
+    """The caller's file that the server asks for: opened here, with the caller's rights and directory, and only if
+    it stands on the caller's own command line."""
     descriptor = 0
     try:
         if not line.startswith(b"null", len(_NEED)):
-            descriptor = os.open(_string(line, len(_NEED)), os.O_RDONLY | os.O_CLOEXEC)
+            path = _string(line, len(_NEED))
+            if path not in argv and not any(word[:2] == "--" and word.partition("=")[2] == path for word in argv):
+                raise PermissionError(1, f"{path}: the server asks for a file that was not named to it")
+            descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         parts = []
         while part := os.read(descriptor, 65536):
             parts.append(part)

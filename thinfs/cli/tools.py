@@ -14,10 +14,12 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
+from thinfs.bio import Immediate
 from thinfs.blockdev import FileDevice
 from thinfs.errors import Busy, InvalidArgument, ThinfsError, from_oserror
 from thinfs.ondisk.superblock import FLAG_NEEDS_CHECK, SUPERBLOCK_LOCATION, Superblock
 from thinfs.persistent.block_manager import write_and_flush
+from thinfs.steps import do_now
 from thinfs.tools.block_map import map_lines
 from thinfs.tools.check import Verdict, check_pool, check_superblock
 from thinfs.tools.dump_formats import FORMATS
@@ -129,7 +131,7 @@ def _clear_needs_check(path: str) -> None:
         superblock = PoolTrees.open(device).superblock
         if superblock.flags & FLAG_NEEDS_CHECK:
             cleared: Superblock = replace(superblock, flags=superblock.flags & ~FLAG_NEEDS_CHECK)
-            write_and_flush(device, [(0, cleared.build(SUPERBLOCK_LOCATION))])
+            do_now(write_and_flush(Immediate(device), [(0, cleared.build(SUPERBLOCK_LOCATION))]))
     finally:
         device.close()
 
@@ -159,19 +161,21 @@ def _dump(options: argparse.Namespace) -> int:
         raise InvalidArgument(f"--metadata-snap={block}: not a block number")
     with _metadata(options.metadata, in_use_allowed=block is not None) as device:
         trees = _trees(device, block is not None, int(block) if block and block != "held" else None)
-        pool = dump_of(trees, dev_id=options.dev_id, mappings=not options.skip_mappings)
+        only = None if options.dev_id is None else (options.dev_id,)
+        pool = dump_of(trees, dev_ids=only, mappings=not options.skip_mappings)
         _write(options.output, FORMATS[options.format](pool))
     return 0
 
 
-def _write(path: Path | None, lines: Iterable[str]) -> None:
+def _write(path: Path | None, pieces: Iterable[bytes]) -> None:
     if path is None:
-        sys.stdout.writelines(lines)
         sys.stdout.flush()
+        sys.stdout.buffer.writelines(pieces)
+        sys.stdout.buffer.flush()
         return
     try:
-        with path.open("w", encoding="ascii") as file:
-            file.writelines(lines)
+        with path.open("wb") as file:
+            file.writelines(pieces)
     except OSError as error:
         raise from_oserror(error, str(path)) from None
 
@@ -189,7 +193,7 @@ def ls(arguments: Sequence[str]) -> int:
 def _ls(options: argparse.Namespace) -> int:
     with _metadata(options.metadata, in_use_allowed=options.metadata_snap) as device:
         trees = _trees(device, options.metadata_snap)
-        _write(None, listing_lines(trees, options.format.split(","), headers=not options.no_headers))
+        _write(None, map(str.encode, listing_lines(trees, options.format.split(","), headers=not options.no_headers)))
     return 0
 
 
@@ -203,7 +207,7 @@ def map_blocks(arguments: Sequence[str]) -> int:
 
 def _map(options: argparse.Namespace) -> int:
     with _metadata(options.metadata, in_use_allowed=options.metadata_snap) as device:
-        _write(None, map_lines(_trees(device, options.metadata_snap)))
+        _write(None, map(str.encode, map_lines(_trees(device, options.metadata_snap))))
     return 0
 
 

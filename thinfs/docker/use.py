@@ -15,7 +15,7 @@ from thinfs.docker.directory import DockerDirectory
 from thinfs.errors import Busy, PermissionRefused, from_oserror
 from thinfs.ondisk.superblock import SUPERBLOCK_LOCATION, Superblock
 from thinfs.pool.metadata import PoolMetadata
-from thinfs.tools.walk import read_block
+from thinfs.tools.nodes import read_block
 
 
 def user_of(docker: DockerDirectory) -> str | None:

@@ -81,10 +81,10 @@ async def userspace(directory: str) -> AsyncIterator[Served]:
     if reason is not None:
         log.info("no loop devices and no %s links: %s", nodes.MAPPER_DIR, reason)
     block_devices = Nodes(directory) if reason is None else None
-    if block_devices is not None:
-        await block_devices.clean_stale()
     front_ends = FrontEnds(block_devices)
     try:
+        if block_devices is not None:
+            await block_devices.clean_stale()
         async with open_device_mapper(directory, listener=front_ends) as mapper, trio.open_nursery() as nursery:
             front_ends.mount = await nursery.start(_serve_images, mapper, directory)
             try:
@@ -97,6 +97,8 @@ async def userspace(directory: str) -> AsyncIterator[Served]:
                         await block_devices.detach_all()
                 nursery.cancel_scope.cancel()  # unmounts: what mappings had dirtied still finds the devices
     finally:
+        if block_devices is not None:
+            block_devices.close()
         if made:
             with suppress(OSError):
                 os.rmdir(directory)

@@ -6,21 +6,18 @@ size is that of its last answer.
 """
 
 import base64
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
+from typing import Any
 
 import trio
 
-from thinfs.dm.backend import DeviceInfo, OpenDevice, TargetVersion
-from thinfs.errors import IOFailed, from_oserror
-from thinfs.server.protocol import (
-    Json,
-    decode,
-    encode,
-    info_from_json,
-    result_of,
-    target_from_json,
-)
+from thinfs.dm.backend import OpenDevice
+from thinfs.dm.forwarding import ForwardingBackend
+from thinfs.dm.verbs import VERBS, Json
+from thinfs.errors import IOFailed, PermissionRefused, from_oserror
+from thinfs.server.ownership import CREDENTIALS, check_listener
+from thinfs.server.protocol import decode, encode, result_of
 
 
 class Connection:
@@ -56,13 +53,20 @@ class Connection:
 
 
 async def connect(path: str) -> Connection:
+    """Only to a server of our own user or of root; PermissionRefused to another."""
     try:
-        return Connection(await trio.open_unix_socket(path))
+        stream = await trio.open_unix_socket(path)
     except OSError as error:
         raise from_oserror(error, path) from None
+    try:
+        check_listener(stream.socket.getsockopt(*CREDENTIALS), path)
+    except PermissionError as error:
+        await trio.aclose_forcefully(stream)
+        raise PermissionRefused(str(error.strerror)) from None
+    return Connection(stream)
 
 
-class ControlClient:
+class ControlClient(ForwardingBackend):
     """thinfs.dm.backend.Backend over the socket at `path`."""
 
     def __init__(self, path: str) -> None:
@@ -84,50 +88,8 @@ class ControlClient:
         while self._idle:
             await self._idle.pop().aclose()
 
-    async def create(self, name: str, table: str | None, *, uuid: str = "", read_only: bool = False) -> DeviceInfo:
-        return info_from_json(await self._call("create", name=name, table=table, uuid=uuid, read_only=read_only))
-
-    async def load(self, name: str, table: str, *, read_only: bool = False) -> None:
-        await self._call("load", name=name, table=table, read_only=read_only)
-
-    async def clear(self, name: str) -> None:
-        await self._call("clear", name=name)
-
-    async def suspend(self, name: str, *, noflush: bool = False, lockfs: bool = True) -> None:
-        await self._call("suspend", name=name, noflush=noflush, lockfs=lockfs)
-
-    async def resume(self, name: str) -> None:
-        await self._call("resume", name=name)
-
-    async def remove(self, name: str, *, deferred: bool = False) -> None:
-        await self._call("remove", name=name, deferred=deferred)
-
-    async def rename(self, name: str, new_name: str) -> None:
-        await self._call("rename", name=name, new_name=new_name)
-
-    async def message(self, name: str, message: str, *, sector: int = 0) -> str:
-        return str(await self._call("message", name=name, message=message, sector=sector))
-
-    async def status(self, name: str, *, noflush: bool = False) -> str:
-        return str(await self._call("status", name=name, noflush=noflush))
-
-    async def table(self, name: str, *, inactive: bool = False) -> str:
-        return str(await self._call("table", name=name, inactive=inactive))
-
-    async def info(self, name: str) -> DeviceInfo:
-        return info_from_json(await self._call("info", name=name))
-
-    async def wait(self, name: str, event_nr: int) -> DeviceInfo:
-        return info_from_json(await self._call("wait", name=name, event_nr=event_nr))
-
-    async def deps(self, name: str) -> Sequence[tuple[int, int]]:
-        return [(major, minor) for major, minor in await self._call("deps", name=name)]
-
-    async def list(self) -> Sequence[DeviceInfo]:
-        return [info_from_json(value) for value in await self._call("list")]
-
-    async def targets(self) -> Sequence[TargetVersion]:
-        return [target_from_json(value) for value in await self._call("targets")]
+    async def _pass_on(self, verb: str, /, **arguments: Json) -> Any:
+        return VERBS[verb].answer.from_json(await self._call(verb, **arguments))
 
     async def open(self, name: str) -> OpenDevice:
         connection = await connect(self._path)

@@ -20,14 +20,17 @@ from typing import Final, NoReturn, TypeAlias
 
 import trio
 
+from thinfs.dead_server import holds_on, let_go
 from thinfs.dm.backend import Backend
-from thinfs.errors import Busy, ThinfsError, from_oserror
+from thinfs.errors import Busy, PermissionRefused, ThinfsError, from_oserror
 from thinfs.server import paths
+from thinfs.server.ownership import CREDENTIALS, check_file, check_listener, listener_is_over
 from thinfs.server.removal import Holder, nobody
 from thinfs.server.server import ControlServer, bind, serve_control
 
 log = logging.getLogger(__name__)
 
+_GRACE_SECONDS: Final = 1.0  # for one that was killed a moment ago
 _PREDECESSOR_SECONDS: Final = 10  # how long a server that is ending may take before a new one gives up
 
 
@@ -83,13 +86,19 @@ def notify_service_manager(state: str) -> None:
 
 
 def answers(directory: str) -> bool:
-    """Does a server of this directory accept connections?"""
+    """Does a server of this directory accept connections? PermissionRefused where another user listens."""
+    path = paths.socket_path(directory)
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
         try:
-            probe.connect(paths.socket_path(directory))
+            probe.connect(path)
         except OSError:
             return False
-        return True
+        credentials = probe.getsockopt(*CREDENTIALS)
+        try:
+            check_listener(credentials, path)
+        except PermissionError as error:
+            raise PermissionRefused(str(error.strerror)) from None
+        return not listener_is_over(credentials)
 
 
 @contextmanager
@@ -116,6 +125,7 @@ def lock(directory: str) -> int:
         except BlockingIOError:
             if answers(directory):
                 raise Busy(f"{directory}: served already, by process {_read_pid(descriptor)}") from None
+            _end_dead_predecessor(directory, _read_pid(descriptor))
             with _limited(_PREDECESSOR_SECONDS, directory, descriptor):
                 fcntl.flock(descriptor, fcntl.LOCK_EX)
     except BaseException:
@@ -124,6 +134,16 @@ def lock(directory: str) -> int:
     os.truncate(descriptor, 0)
     os.pwrite(descriptor, f"{os.getpid()}\n".encode("ascii"), 0)
     return descriptor
+
+
+def _end_dead_predecessor(directory: str, pid: str) -> None:
+    """One that was killed while a thread of it waited for its own answer would hold the lock for ever."""
+    if not pid.isdecimal() or not holds_on(int(pid)):
+        return
+    if let_go(int(pid), directory, grace_seconds=_GRACE_SECONDS, seconds=_PREDECESSOR_SECONDS):
+        log.warning("%s: process %s was killed and held on to its mount: ended", directory, pid)
+    else:
+        raise Busy(f"{directory}: process {pid} was killed and holds on to its mount; as root: umount -f {directory}")
 
 
 @contextmanager
@@ -141,11 +161,22 @@ def _limited(seconds: int, directory: str, descriptor: int) -> Iterator[None]:
 
 
 def _open_lock(directory: str) -> int:
-    path = paths.lock_path(directory)
+    return _open_own(paths.lock_path(directory), os.O_RDWR)
+
+
+def _open_own(path: str, flags: int) -> int:
+    """A lock or a log beside DIR, made if need be: our own, or it is refused."""
     try:
-        return os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        # Not waiting: what stands there may be a FIFO.
+        descriptor = os.open(path, flags | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK, 0o600)
     except OSError as error:
         raise from_oserror(error, path) from None
+    try:
+        check_file(descriptor, path)
+    except PermissionError as error:
+        os.close(descriptor)
+        raise PermissionRefused(str(error.strerror)) from None
+    return descriptor
 
 
 def _read_pid(descriptor: int) -> str:
@@ -227,11 +258,7 @@ def _background(directory: str, assembly: Assembly, writer: int) -> int:
 
 
 def _open_log(directory: str) -> int:
-    path = paths.log_path(directory)
-    try:
-        return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
-    except OSError as error:
-        raise from_oserror(error, path) from None
+    return _open_own(paths.log_path(directory), os.O_WRONLY | os.O_APPEND)
 
 
 def _leave(log_file: int) -> None:

@@ -1,10 +1,12 @@
 """Where one server lives: its mount directory DIR, and beside it DIR.sock, DIR.lock and DIR.log.
 
-Promises: imports `os` only, because the drop-in client loads it on each of hundreds of runs. DIR alone
+Promises: imports `os` and `ownership` only, because the drop-in client loads it on each of hundreds of runs. DIR alone
 identifies a server. Never creates anything but the private directory of a user without a run-time one.
 """
 
 import os
+
+from thinfs.server.ownership import check_owner
 
 
 def mount_dir(given: str | None = None) -> str:
@@ -16,6 +18,7 @@ def mount_dir(given: str | None = None) -> str:
         return "/run/thinfs"
     runtime = os.environ.get("XDG_RUNTIME_DIR")
     if runtime:
+        check_owner(runtime)
         return os.path.join(runtime, "thinfs")
     return os.path.join(_private_dir(f"/tmp/thinfs-{os.geteuid()}"), "mnt")
 

@@ -8,13 +8,11 @@ at once uses two connections. Closing a connection cancels its call and closes t
 
 import errno
 import json
-from dataclasses import asdict
-from typing import Any, Final, TypeAlias
+from typing import Final, TypeAlias
 
-from thinfs.dm.backend import DeviceInfo, TargetVersion
+from thinfs.dm.verbs import Json
 from thinfs.errors import InvalidArgument, ThinfsError, from_errno
 
-Json: TypeAlias = Any
 Message: TypeAlias = dict[str, Json]
 
 MAX_LINE_BYTES: Final = 16 << 20
@@ -48,20 +46,3 @@ def result_of(message: Message) -> Json:
     if "ok" in message:
         return message["ok"]
     raise from_errno(int(message.get("error", errno.EPROTO)), str(message.get("message", message)))
-
-
-def info_to_json(info: DeviceInfo) -> Json:
-    return asdict(info)
-
-
-def info_from_json(value: Json) -> DeviceInfo:
-    return DeviceInfo(**value)
-
-
-def target_to_json(target: TargetVersion) -> Json:
-    return [target.name, *target.version]
-
-
-def target_from_json(value: Json) -> TargetVersion:
-    name, major, minor, patch = value
-    return TargetVersion(name, (major, minor, patch))

@@ -17,8 +17,8 @@ from dataclasses import dataclass, field
 import trio
 
 from thinfs.dm.backend import Backend, OpenDevice
-from thinfs.errors import InvalidArgument, IOFailed, ThinfsError, from_oserror
-from thinfs.server.calls import perform
+from thinfs.errors import InvalidArgument, IOFailed, PermissionRefused, ThinfsError, from_oserror
+from thinfs.server.ownership import check_owner
 from thinfs.server.protocol import (
     MAX_LINE_BYTES,
     Malformed,
@@ -28,6 +28,7 @@ from thinfs.server.protocol import (
     error_message,
 )
 from thinfs.server.removal import Holder, nobody
+from thinfs.server.requests import perform
 
 log = logging.getLogger(__name__)
 
@@ -58,12 +59,15 @@ class ControlServer:
 
 
 def bind(path: str) -> socket.socket:
-    """A listening socket of mode 0600 at `path`, replacing the one a server left that ended badly."""
+    """A listening socket of mode 0600 at `path`, replacing the one that a server of ours left which ended badly."""
     try:
+        check_owner(path)
         if stat.S_ISSOCK(os.lstat(path).st_mode):
             os.unlink(path)
     except FileNotFoundError:
         pass
+    except PermissionError as error:
+        raise PermissionRefused(str(error.strerror)) from None
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     mask = os.umask(0o177)
     try:

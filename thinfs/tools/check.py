@@ -5,20 +5,37 @@ the block or the thing. After damage within a tree the counts are not compared: 
 not damage (`leaks`). Never writes. Source: docs/reference/format.md, 2 to 5, 9.6.
 """
 
+from array import array
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from itertools import pairwise
+from typing import Final
 
-from thinfs.blockdev import BlockDevice
+from thinfs.blockdev import BlockDevice, Buffer
 from thinfs.errors import BadMetadata, ThinfsError
-from thinfs.ondisk.btree_node import BtreeNode, max_entries_for
+from thinfs.ondisk.btree_node import BtreeNode
 from thinfs.ondisk.superblock import METADATA_VERSION, SUPERBLOCK_LOCATION, Superblock
 from thinfs.ondisk.thin import DEVICE_DETAILS_BYTES, DeviceDetails
-from thinfs.tools.ref_counts import Differences, RefCounts, compare, read_data_map, read_metadata_map
-from thinfs.tools.walk import MAX_DEPTH, PoolTrees, leaf_runs, read_block
+from thinfs.tools import _mappings
+from thinfs.tools.nodes import NO_BOUND, check_node, children, mapping_node_is_leaf, read_block, try_read_blocks
+from thinfs.tools.ref_counts import (
+    Differences,
+    RefCounts,
+    StoredMap,
+    check_bitmaps,
+    compare,
+    read_data_map,
+    read_metadata_map,
+)
+from thinfs.tools.runs import MAX_LEAF_ENTRIES, RUN_WORDS, RunBatch
+from thinfs.tools.walk import PoolTrees
 from thinfs.units import MAX_DEV_ID, METADATA_BLOCK_BYTES
 
-_MAPPING_BYTES = 8
+_MAPPING_BYTES: Final = 8
+_MAPPINGS: Final = "the mappings"
+_KINDS: Final = (
+    "the superblock", "the details tree", "the tree of devices", _MAPPINGS, "the metadata snapshot",
+    "the metadata space map", "the data space map",
+)  # fmt: skip
 
 
 @dataclass(slots=True)
@@ -56,10 +73,13 @@ def check_pool(device: BlockDevice, *, mappings: bool = True, metadata_snapshot:
     if metadata_snapshot:
         trees = trees.metadata_snapshot()
     walk = _Walk(trees, verdict.superblock.metadata_space_map_root.nr_blocks, verdict)
+    counts = mappings and not metadata_snapshot
+    if counts:
+        walk.read_space_maps()
     walk.devices(trees, mappings=mappings)
-    if mappings and not metadata_snapshot and not verdict.damages:
+    if counts:
         walk.held(trees)
-        walk.space_maps(trees)
+        walk.compare_space_maps()
     return verdict
 
 
@@ -68,10 +88,16 @@ class _Walk:
         self._trees = trees
         self._verdict = verdict
         self._metadata = RefCounts(nr_metadata_blocks)
-        self._data = RefCounts(trees.nr_data_blocks)
-        self._kinds: dict[int, str] = {SUPERBLOCK_LOCATION: "the superblock"}
-        self._nr_mappings: dict[int, int] = {}  # below a node
-        self._metadata.inc(SUPERBLOCK_LOCATION, SUPERBLOCK_LOCATION + 1)
+        self._data: RefCounts | None = None  # not known
+        self._maps: list[StoredMap] = []
+        self._kinds = bytearray(nr_metadata_blocks)  # of blocks that were met, as _KINDS
+        # Below a node of the mapping trees: how many mappings, their lowest and their highest thin block.
+        self._nr_mappings = array("Q", bytes(8 * nr_metadata_blocks))
+        self._lowest = array("Q", bytes(8 * nr_metadata_blocks))
+        self._highest = array("Q", bytes(8 * nr_metadata_blocks))
+        self._path: set[int] = set()
+        self._scratch = array("Q", bytes(8 * RUN_WORDS * MAX_LEAF_ENTRIES))
+        self._refer(SUPERBLOCK_LOCATION, "the superblock")
 
     # -- trees
 
@@ -94,7 +120,7 @@ class _Walk:
             return
         for dev_id, root in roots.items():
             nr_damages = len(self._verdict.damages)
-            nr = self._mappings(root, dev_id, 1)
+            nr = self._mappings([(root, 0, NO_BOUND)], 1)
             one = details.get(dev_id)
             if one is not None and nr != one.mapped_blocks and len(self._verdict.damages) == nr_damages:
                 self._damage(f"thin {dev_id}: its details say {one.mapped_blocks} mapped blocks, it has {nr}")
@@ -113,110 +139,126 @@ class _Walk:
 
     def _nodes(self, root: int, value_bytes: int, kind: str) -> Iterator[BtreeNode]:
         """The leaves of a tree of one level, each node referred to; what is damaged is left out."""
-        yield from self._below(root, value_bytes, kind, 1, None, None)
+        yield from self._below(root, value_bytes, kind, 1, 0, NO_BOUND)
 
     def _below(
-        self, block_nr: int, value_bytes: int, kind: str, depth: int, low: int | None, high: int | None
+        self, block_nr: int, value_bytes: int, kind: str, depth: int, low: int, last: int
     ) -> Iterator[BtreeNode]:
-        node = self._read(block_nr, value_bytes, kind, depth, low, high)
-        if node is None:
+        try:
+            if not self._refer(block_nr, kind):
+                return
+            node = self._trees.node(block_nr)
+            check_node(node, block_nr, value_bytes, low, last)
+            below = [] if node.is_leaf else children(node, block_nr, depth, last)
+        except ThinfsError as error:
+            self._damage(f"{kind}: {error}")
             return
         if node.is_leaf:
             yield node
-            return
-        for child, low_, high_ in _children(node, high):
-            yield from self._below(child, value_bytes, kind, depth + 1, low_, high_)
+        for child, child_low, child_last in below:
+            yield from self._below(child, value_bytes, kind, depth + 1, child_low, child_last)
 
-    def _mappings(self, block_nr: int, dev_id: int, depth: int, low: int | None = None, high: int | None = None) -> int:
-        """How many there are below; the data blocks of a leaf are counted when it is first met."""
-        kind = "the mappings"
-        node = self._read(block_nr, _MAPPING_BYTES, kind, depth, low, high)
-        if node is None:
-            return self._nr_mappings.get(block_nr, 0)
-        nr = node.nr_entries
-        if node.is_leaf:
-            for run in leaf_runs(node):
-                end = run.data_begin + run.length
-                if end > self._data.nr_blocks:
-                    self._damage(f"metadata block {block_nr}: maps data block {end - 1} of {self._data.nr_blocks}")
+    def _mappings(self, nodes: list[tuple[int, int, int]], depth: int) -> int:
+        """How many there are below these; the data blocks of a leaf are counted when it is first met."""
+        met: list[tuple[int, int, int]] = []
+        new: list[tuple[int, int, int]] = []
+        for node in nodes:
+            try:
+                (new if self._refer(node[0], _MAPPINGS) else met).append(node)
+            except ThinfsError as error:
+                self._damage(f"{_MAPPINGS}: {error}")
+        nr = 0
+        for (block_nr, low, last), block in zip(
+            new, try_read_blocks(self._trees.device, [node[0] for node in new]), strict=True
+        ):
+            try:
+                if isinstance(block, ThinfsError):
+                    raise block
+                if mapping_node_is_leaf(block, block_nr, low, last):
+                    nr += self._leaf(block, block_nr)
                 else:
-                    self._data.inc(run.data_begin, end)
-        else:
-            nr = sum(
-                self._mappings(child, dev_id, depth + 1, low_, high_) for child, low_, high_ in _children(node, high)
-            )
-        self._nr_mappings[block_nr] = nr
+                    nr += self._internal(BtreeNode.parse(block, block_nr), block_nr, last, depth)
+            except ThinfsError as error:
+                self._damage(f"{_MAPPINGS}: {error}")
+        for block_nr, low, last in met:
+            if block_nr in self._path:
+                self._damage(f"{_MAPPINGS}: metadata block {block_nr}: leads back to itself")
+            elif self._nr_mappings[block_nr] and not (
+                low <= self._lowest[block_nr] and self._highest[block_nr] <= last
+            ):
+                keys = f"{self._lowest[block_nr]}..{self._highest[block_nr]}"
+                self._damage(f"{_MAPPINGS}: metadata block {block_nr}: keys {keys} outside {low}..{last}")
+            nr += self._nr_mappings[block_nr]
         return nr
 
-    def _read(
-        self, block_nr: int, value_bytes: int, kind: str, depth: int, low: int | None, high: int | None
-    ) -> BtreeNode | None:
-        """None if it was seen before, or cannot be read, which is then a damage."""
-        try:
-            if not self._refer(block_nr, kind):
-                return None
-            node = self._trees.node(block_nr)
-            self._check_node(node, block_nr, value_bytes, depth, low, high)
-        except ThinfsError as error:
-            self._damage(f"{kind}: {error}")
-            return None
-        return node
+    def _leaf(self, block: Buffer, block_nr: int) -> int:
+        nr_entries, lowest, highest = _mappings.entries(block)
+        self._nr_mappings[block_nr], self._lowest[block_nr], self._highest[block_nr] = nr_entries, lowest, highest
+        batch = RunBatch(self._scratch, _mappings.append_runs(block, self._scratch, 0))
+        if self._data is not None:
+            refused = self._data.inc_runs(batch)
+            if refused is not None:
+                highest = refused.data_begin + refused.length - 1
+                self._damage(f"metadata block {block_nr}: maps data block {highest} of {self._data.nr_blocks}")
+        return nr_entries
+
+    def _internal(self, node: BtreeNode, block_nr: int, last: int, depth: int) -> int:
+        below = children(node, block_nr, depth, last)
+        self._path.add(block_nr)
+        nr = self._mappings(below, depth + 1)
+        self._path.discard(block_nr)
+        self._nr_mappings[block_nr] = nr
+        self._lowest[block_nr] = node.keys[0]
+        self._highest[block_nr] = max(
+            (self._highest[child] for child, _, _ in below if child < self._metadata.nr_blocks), default=0
+        )
+        return nr
 
     def _refer(self, block_nr: int, kind: str) -> bool:
         """Whether it is for the first time."""
         if not 0 <= block_nr < self._metadata.nr_blocks:
             raise BadMetadata(f"metadata block {block_nr} of {self._metadata.nr_blocks}")
-        self._metadata.inc(block_nr, block_nr + 1)
-        seen = self._kinds.setdefault(block_nr, kind)
+        count = self._metadata.inc(block_nr)
+        if count == 1:
+            self._kinds[block_nr] = _KINDS.index(kind)
+            return True
+        seen = _KINDS[self._kinds[block_nr]]
         if seen != kind:
             raise BadMetadata(f"metadata block {block_nr} is also of {seen}")
-        return self._metadata[block_nr] == 1
-
-    def _check_node(
-        self, node: BtreeNode, block_nr: int, value_bytes: int, depth: int, low: int | None, high: int | None
-    ) -> None:
-        size = value_bytes if node.is_leaf else 8
-        if node.value_size != size:
-            raise BadMetadata(f"metadata block {block_nr}: values of {node.value_size} bytes, not {size}")
-        if node.max_entries != max_entries_for(size):
-            raise BadMetadata(f"metadata block {block_nr}: max_entries {node.max_entries}")
-        if depth > MAX_DEPTH or (not node.is_leaf and not node.nr_entries):
-            raise BadMetadata(f"metadata block {block_nr}: {'too deep' if depth > MAX_DEPTH else 'no children'}")
-        keys = node.keys[: node.nr_entries]
-        if any(one >= other for one, other in pairwise(keys)):
-            raise BadMetadata(f"metadata block {block_nr}: keys out of order")
-        if keys and ((low is not None and keys[0] < low) or (high is not None and keys[-1] >= high)):
-            raise BadMetadata(f"metadata block {block_nr}: keys {keys[0]}..{keys[-1]} outside {low}..{high}")
+        return False
 
     # -- counts
 
-    def space_maps(self, trees: PoolTrees) -> None:
-        differences = Differences()
-        superblock = trees.superblock
-        try:
-            self._refer(superblock.metadata_space_map_root.bitmap_root, "the metadata space map")
-            maps = []
-            for name, read in (("metadata", read_metadata_map), ("data", read_data_map)):
-                kind = f"the {name} space map"
-                stored = read(trees, lambda root, size, kind=kind: self._nodes(root, size, kind))  # type: ignore[misc]
+    def read_space_maps(self) -> None:
+        """First: how many data blocks there are is known when each of their bitmaps was seen."""
+        root = self._trees.superblock.metadata_space_map_root.bitmap_root
+        for name, read in (("metadata", read_metadata_map), ("data", read_data_map)):
+            kind = f"the {name} space map"
+            nr_damages = len(self._verdict.damages)
+            try:
+                if name == "metadata":
+                    self._refer(root, kind)
+                stored = read(self._trees, lambda root, size, kind=kind: self._nodes(root, size, kind))  # type: ignore[misc]
                 for entry in stored.entries:
                     self._refer(entry.blocknr, kind)
-                maps.append(stored)
-            if self._verdict.damages:
-                return
-            for stored, expected in zip(maps, (self._metadata, self._data), strict=True):
-                compare(trees, stored, expected, differences)
-        except ThinfsError as error:
-            self._damage(f"space maps: {error}")
+                check_bitmaps(self._trees, stored.entries, name)
+            except ThinfsError as error:
+                self._damage(f"space maps: {error}")
+                continue
+            if len(self._verdict.damages) == nr_damages:
+                self._maps.append(stored)
+                if name == "data":
+                    self._data = RefCounts(stored.root.nr_blocks)
+
+    def compare_space_maps(self) -> None:
+        if self._data is None or len(self._maps) < 2 or self._verdict.damages:
+            return
+        differences = Differences()
+        for stored, expected in zip(self._maps, (self._metadata, self._data), strict=True):
+            compare(self._trees, stored, expected, differences)
         self._verdict.damages += differences.wrong
         self._verdict.leaks += differences.leaked
         self._verdict.sums += differences.sums
 
     def _damage(self, line: str) -> None:
         self._verdict.damages.append(line)
-
-
-def _children(node: BtreeNode, high: int | None) -> list[tuple[int, int | None, int | None]]:
-    """(child, its lowest key, the next child's): a key in an internal node is at most the lowest below it."""
-    bounds = [*node.keys[: node.nr_entries], high]
-    return [(child, bounds[i], bounds[i + 1]) for i, child in enumerate(node.live_values())]

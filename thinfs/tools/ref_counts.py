@@ -5,41 +5,57 @@ beside). Everything that is wrong within a space map itself is a line too. Sourc
 """
 
 from array import array
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
 from thinfs.errors import BadMetadata
 from thinfs.ondisk.btree_node import BtreeNode
-from thinfs.ondisk.space_map import OVERFLOW, PAIR_TO_COUNT, Bitmap, IndexEntry, MetadataIndex, SpaceMapRoot
-from thinfs.tools.walk import PoolTrees, read_block
-from thinfs.units import ENTRIES_PER_BITMAP, ceil_div
+from thinfs.ondisk.space_map import (
+    INDEX_ENTRY_BYTES,
+    OVERFLOW,
+    PAIR_TO_COUNT,
+    Bitmap,
+    IndexEntry,
+    MetadataIndex,
+    SpaceMapRoot,
+)
+from thinfs.tools import _mappings
+from thinfs.tools.nodes import read_block, read_blocks
+from thinfs.tools.runs import MappingRun, RunBatch
+from thinfs.tools.walk import PoolTrees
+from thinfs.units import ENTRIES_PER_BITMAP, MAX_METADATA_BITMAPS, MAX_METADATA_BLOCKS, ceil_div
 
-_MANY: Final = 254  # from here on the exact count is in `_many`
-_ONE_MORE: Final = bytes(min(count + 1, _MANY) for count in range(256))
+_MANY: Final = 254  # from here on the exact count is in `_many`: _mappings.c
 _SMALL: Final = bytes(min(count, OVERFLOW) for count in range(256))
 _COUNTS_OF_BYTE: Final = tuple(bytes(PAIR_TO_COUNT[byte >> shift & 3] for shift in (0, 2, 4, 6)) for byte in range(256))
-_INDEX_ENTRY_BYTES: Final = 16
 _REF_COUNT_BYTES: Final = 4
 
 Leaves = Callable[[int, int], Iterator[BtreeNode]]  # (root, bytes of a value)
 
 
 class RefCounts:
-    """Of blocks 0 to `nr_blocks` - 1."""
+    """Of blocks 0 to `nr_blocks` - 1: a byte each, so `nr_blocks` must be known to be no mere claim."""
 
     def __init__(self, nr_blocks: int) -> None:
         self.nr_blocks = nr_blocks
         self._counts = bytearray(nr_blocks)
         self._many: dict[int, int] = {}
 
-    def inc(self, begin: int, end: int) -> None:
-        before = self._counts[begin:end]
-        self._counts[begin:end] = before.translate(_ONE_MORE)
-        if max(before, default=0) >= _MANY - 1:
-            for block in range(begin, end):
-                if self._counts[block] == _MANY:
-                    self._many[block] = self._many.get(block, _MANY - 1) + 1
+    def inc(self, block: int) -> int:
+        """The count it has then."""
+        count = self._counts[block]
+        if count < _MANY - 1:
+            self._counts[block] = count + 1
+            return count + 1
+        self._counts[block] = _MANY
+        self._many[block] = count = self._many.get(block, _MANY - 1) + 1
+        return count
+
+    def inc_runs(self, batch: RunBatch) -> MappingRun | None:
+        """Of their data blocks; the first run that does not lie within the blocks, where it stops."""
+        refused = _mappings.count_runs(batch.words, batch.nr_runs, self._counts, self._many)
+        return None if refused < 0 else list(batch)[refused]
 
     def __getitem__(self, block: int) -> int:
         return self._many.get(block, self._counts[block])
@@ -73,24 +89,30 @@ class StoredMap:
     overflow: dict[int, int]
 
     def bitmap(self, trees: PoolTrees, i: int) -> bytes:
-        """A byte for each count of bitmap `i`."""
+        """Two bits for each count of bitmap `i`."""
         block_nr = self.entries[i].blocknr
-        entries = Bitmap.parse(read_block(trees.device, block_nr), block_nr).entries
-        return b"".join([_COUNTS_OF_BYTE[byte] for byte in entries])
+        return bytes(Bitmap.parse(read_block(trees.device, block_nr), block_nr).entries)
 
 
 def read_metadata_map(trees: PoolTrees, leaves: Leaves) -> StoredMap:
     root = trees.superblock.metadata_space_map_root
     index = MetadataIndex.parse(read_block(trees.device, root.bitmap_root), root.bitmap_root)
     nr = ceil_div(root.nr_blocks, ENTRIES_PER_BITMAP)
+    if nr > MAX_METADATA_BITMAPS:
+        raise BadMetadata(f"metadata space map: {root.nr_blocks} blocks, at most {MAX_METADATA_BLOCKS}")
     entries = [IndexEntry.from_words(*index.index[2 * i : 2 * i + 2]) for i in range(nr)]
     return StoredMap("metadata", root, entries, _overflow(leaves, root))
 
 
 def read_data_map(trees: PoolTrees, leaves: Leaves) -> StoredMap:
     root = trees.superblock.data_space_map_root
+    entries = _data_index(root, leaves)
+    return StoredMap("data", root, entries, _overflow(leaves, root))
+
+
+def _data_index(root: SpaceMapRoot, leaves: Leaves) -> list[IndexEntry]:
     entries: list[IndexEntry] = []
-    for leaf in leaves(root.bitmap_root, _INDEX_ENTRY_BYTES):
+    for leaf in leaves(root.bitmap_root, INDEX_ENTRY_BYTES):
         for i in range(leaf.nr_entries):
             if leaf.keys[i] != len(entries):
                 raise BadMetadata(f"data space map: index entry {leaf.keys[i]} where {len(entries)} is expected")
@@ -98,7 +120,24 @@ def read_data_map(trees: PoolTrees, leaves: Leaves) -> StoredMap:
     nr = ceil_div(root.nr_blocks, ENTRIES_PER_BITMAP)
     if len(entries) != nr:
         raise BadMetadata(f"data space map: {len(entries)} index entries, {root.nr_blocks} blocks need {nr}")
-    return StoredMap("data", root, entries, _overflow(leaves, root))
+    return entries
+
+
+def check_bitmaps(trees: PoolTrees, entries: Sequence[IndexEntry], name: str) -> None:
+    """That each entry has a bitmap of its own which can be read: 4 KiB of the device for what it counts in memory."""
+    numbers = [entry.blocknr for entry in entries]
+    if len(set(numbers)) != len(numbers):
+        raise BadMetadata(f"{name} space map: two index entries have the same bitmap")
+    for block_nr, block in zip(numbers, read_blocks(trees.device, numbers), strict=True):
+        Bitmap.parse(block, block_nr)
+
+
+def checked_nr_data_blocks(trees: PoolTrees) -> int:
+    """What the superblock says, if its space map really counts that many; else BadMetadata. So whoever keeps a byte
+    for each uses no more than four times the space that the bitmaps take on the device."""
+    root = trees.live_superblock.data_space_map_root
+    check_bitmaps(trees, _data_index(root, trees.leaves), "data")
+    return root.nr_blocks
 
 
 def _overflow(leaves: Leaves, root: SpaceMapRoot) -> dict[int, int]:
@@ -113,18 +152,19 @@ def compare(trees: PoolTrees, stored: StoredMap, expected: RefCounts, found: Dif
     name, nr_blocks = stored.name, stored.root.nr_blocks
     nr_allocated = nr_overflowing = 0
     for i, entry in enumerate(stored.entries):
-        counts = stored.bitmap(trees, i)
         begin, end = i * ENTRIES_PER_BITMAP, min((i + 1) * ENTRIES_PER_BITMAP, nr_blocks)
-        live, rest = counts[: end - begin], counts[end - begin :]
-        if any(rest):
-            found.wrong.append(f"{name} space map: counts past its end, in bitmap {i}")
-        if live != expected.small(begin, end):
+        live, bitmap = expected.small(begin, end), stored.bitmap(trees, i)
+        if bitmap != _mappings.pack_counts(live).ljust(len(bitmap), b"\0"):
+            counts = b"".join([_COUNTS_OF_BYTE[byte] for byte in bitmap])
+            live = counts[: end - begin]
+            if any(counts[end - begin :]):
+                found.wrong.append(f"{name} space map: counts past its end, in bitmap {i}")
             _compare_counts(name, begin, live, stored.overflow, expected, found)
         nr_used = len(live) - live.count(0)
         nr_allocated += nr_used
         nr_overflowing += live.count(OVERFLOW)
         # The kernel's last entry counts free what lies past the end of the device, thin_restore's does not.
-        if entry.nr_free not in (len(counts) - nr_used, len(live) - nr_used):
+        if entry.nr_free not in (ENTRIES_PER_BITMAP - nr_used, len(live) - nr_used):
             found.sums.append(f"{name} space map: bitmap {i}: nr_free {entry.nr_free}, it has {len(live) - nr_used}")
         first_free = live.find(0)
         if 0 <= first_free < entry.none_free_before:

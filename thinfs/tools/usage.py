@@ -2,19 +2,19 @@
 
 Promises: exclusive = the data blocks that no other thin of the live tree reaches. A reference count of 1 does not say
 that: two thins that share a leaf share its blocks, each counted once. Every node is read at most twice and runs are
-counted at C speed, so that a million mappings take about a second; one byte of memory for a data block.
+counted at C speed; one byte of memory for a data block.
 """
 
-from array import array
-from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Final
 
 from thinfs.errors import BadMetadata
-from thinfs.tools.walk import PoolTrees, check_internal, leaf_runs
+from thinfs.tools import _mappings
+from thinfs.tools.graph import MappingGraph
+from thinfs.tools.ref_counts import checked_nr_data_blocks
+from thinfs.tools.walk import PoolTrees
 
-_SHARED: Final = -1
-_ONCE_MORE: Final = bytes((1, 2, 2)) + bytes(253)  # how often a data block is reached: never, once, more often
+SHARED: Final = -1
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,59 +29,40 @@ class Usage:
 
 def usage_of_all(trees: PoolTrees) -> dict[int, Usage]:
     """By device id; mapped blocks as the details say."""
-    roots, details = trees.roots(), trees.details()
-    census = _Census(trees)
-    for dev_id, root in roots.items():
-        census.visit(root, dev_id, 1)
-    exclusive = census.count_exclusive(roots)
+    details = trees.details()
+    exclusive = _exclusive_blocks(MappingGraph(trees))
     return {dev_id: Usage(one.mapped_blocks, exclusive.get(dev_id, 0)) for dev_id, one in details.items()}
 
 
-class _Census:
-    """Which device reaches which node: first the nodes, then the data blocks below the leaves."""
+def owners(graph: MappingGraph) -> dict[int, int]:
+    """Node -> the one thin that reaches it, or SHARED."""
+    found: dict[int, int] = {}
+    for dev_id, root in graph.roots.items():
+        _own(graph, root, dev_id, found)
+    return found
 
-    def __init__(self, trees: PoolTrees) -> None:
-        self._trees = trees
-        self._owner: dict[int, int] = {}  # node -> device or _SHARED
-        self._children: dict[int, array[int]] = {}  # of internal nodes
-        self._leaves: list[int] = []
 
-    def visit(self, block_nr: int, dev_id: int, depth: int) -> None:
-        owner = self._owner.get(block_nr)
-        if owner is None:
-            self._owner[block_nr] = dev_id
-            node = self._trees.node(block_nr)
-            if node.is_leaf:
-                self._leaves.append(block_nr)
-                return
-            check_internal(node, block_nr, depth)
-            self._children[block_nr] = node.live_values()
-        elif owner == _SHARED:
-            return
-        elif owner == dev_id:
-            raise BadMetadata(f"thin {dev_id}: metadata block {block_nr} is twice in its tree")
-        else:
-            self._owner[block_nr] = _SHARED
-        for child in self._children.get(block_nr, ()):
-            self.visit(child, dev_id, depth + 1)
+def _own(graph: MappingGraph, block_nr: int, dev_id: int, found: dict[int, int]) -> None:
+    owner = found.setdefault(block_nr, dev_id)
+    if owner == SHARED:
+        return
+    if owner != dev_id:
+        found[block_nr] = SHARED
+    for child in graph.children.get(block_nr, ()):
+        _own(graph, child, dev_id, found)
 
-    def count_exclusive(self, dev_ids: Iterable[int]) -> dict[int, int]:
-        nr_blocks = self._trees.nr_data_blocks
-        reached = bytearray(nr_blocks)
-        for leaf in self._leaves:
-            owner = self._owner[leaf]
-            for run in leaf_runs(self._trees.node(leaf)):
-                begin, end = run.data_begin, run.data_begin + run.length
-                if end > nr_blocks:
-                    raise BadMetadata(f"metadata block {leaf}: maps data block {end - 1} of {nr_blocks}")
-                if owner == _SHARED:
-                    reached[begin:end] = b"\2" * run.length
-                else:
-                    reached[begin:end] = reached[begin:end].translate(_ONCE_MORE)
-        exclusive = dict.fromkeys(dev_ids, 0)
-        for leaf in self._leaves:
-            owner = self._owner[leaf]
-            if owner != _SHARED:
-                for run in leaf_runs(self._trees.node(leaf)):
-                    exclusive[owner] += reached.count(1, run.data_begin, run.data_begin + run.length)
-        return exclusive
+
+def _exclusive_blocks(graph: MappingGraph) -> dict[int, int]:
+    owner = owners(graph)
+    counts = bytearray(checked_nr_data_blocks(graph.trees))
+    many: dict[int, int] = {}
+    for leaf, batch in graph.leaf_batches():
+        for _ in range(2 if owner[leaf] == SHARED else 1):
+            refused = _mappings.count_runs(batch.words, batch.nr_runs, counts, many)
+            if refused >= 0:
+                raise BadMetadata(f"metadata block {leaf}: maps data blocks past the end, {len(counts)}")
+    exclusive = dict.fromkeys(graph.roots, 0)
+    for leaf, batch in graph.leaf_batches():
+        if owner[leaf] != SHARED:
+            exclusive[owner[leaf]] += _mappings.nr_with_count(batch.words, batch.nr_runs, counts, 1)
+    return exclusive

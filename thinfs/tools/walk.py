@@ -1,35 +1,24 @@
-"""The trees of a pool's metadata, read node by node from a device, for the offline tools.
+"""The trees of a pool's metadata, read from a device for the offline tools, many blocks at a time.
 
-Promises: one committed state, every block checked (number, checksum, header, depth), runs of mappings made leaf by
-leaf; reads a pool that is in use as well, with `steady`. Never: writes, caches, opens the space maps, or trusts
-that two trees differ. Source: docs/reference/format.md, 2 to 4.
+Promises: one committed state, every node checked as nodes.py says, in the order of keys; runs of mappings by the batch.
+Reads a pool that is in use as well, with `steady`. Never: writes, caches, opens the space maps, or trusts that two
+trees differ. Source: docs/reference/format.md, 2 to 4.
 """
 
-from array import array
-from collections.abc import Callable, Iterator
-from typing import Final, NamedTuple, TypeVar
+from collections.abc import Callable, Iterator, Sequence
+from typing import Final, TypeVar
 
-from thinfs.blockdev import BlockDevice
-from thinfs.errors import BadMetadata, Busy, InvalidArgument, ThinfsError
+from thinfs.blockdev import BlockDevice, Buffer
+from thinfs.errors import Busy, InvalidArgument, ThinfsError
 from thinfs.ondisk.btree_node import BtreeNode
 from thinfs.ondisk.superblock import SUPERBLOCK_LOCATION, Superblock
-from thinfs.ondisk.thin import DEVICE_DETAILS_BYTES, TIME_BITS, TIME_MASK, DeviceDetails
-from thinfs.units import METADATA_BLOCK_BYTES
+from thinfs.ondisk.thin import DEVICE_DETAILS_BYTES, DeviceDetails
+from thinfs.tools.nodes import NO_BOUND, check_node, children, mapping_node_is_leaf, read_block, read_blocks
+from thinfs.tools.runs import MappingRun, RunBatch, joined
 
-MAX_DEPTH: Final = 16  # 84 children at the least, but for the root: more levels than this are a loop
 _ATTEMPTS: Final = 5
-_NEXT_DATA_BLOCK: Final = 1 << TIME_BITS
 
 T = TypeVar("T")
-
-
-class MappingRun(NamedTuple):
-    """Consecutive thin blocks on consecutive data blocks, of one time."""
-
-    thin_begin: int
-    data_begin: int
-    length: int
-    time: int
 
 
 class PoolTrees:
@@ -39,6 +28,7 @@ class PoolTrees:
         """A metadata snapshot does not say how many data blocks there are: then the pool's number is given."""
         self.device = device
         self.superblock = superblock
+        self.live_superblock = superblock
         self.nr_data_blocks = superblock.data_space_map_root.nr_blocks if nr_data_blocks is None else nr_data_blocks
 
     @classmethod
@@ -51,27 +41,27 @@ class PoolTrees:
         if not held_root:
             raise InvalidArgument("no current metadata snap")
         copy = Superblock.parse(read_block(self.device, held_root), held_root)
-        return PoolTrees(self.device, copy, self.nr_data_blocks)
+        trees = PoolTrees(self.device, copy, self.nr_data_blocks)
+        trees.live_superblock = self.live_superblock
+        return trees
+
+    # -- any tree
 
     def node(self, block_nr: int) -> BtreeNode:
         return BtreeNode.parse(read_block(self.device, block_nr), block_nr)
 
     def leaves(self, root: int, value_bytes: int = 8) -> Iterator[BtreeNode]:
         """In the order of their keys."""
-        yield from self._leaves(root, value_bytes, 1)
+        yield from self._leaves(root, value_bytes, 1, 0, NO_BOUND)
 
-    def _leaves(self, block_nr: int, value_bytes: int, depth: int) -> Iterator[BtreeNode]:
+    def _leaves(self, block_nr: int, value_bytes: int, depth: int, low: int, last: int) -> Iterator[BtreeNode]:
         node = self.node(block_nr)
+        check_node(node, block_nr, value_bytes, low, last)
         if node.is_leaf:
-            if node.value_size != value_bytes:
-                raise BadMetadata(
-                    f"metadata block {block_nr}: btree leaf with values of {node.value_size} bytes, not {value_bytes}"
-                )
             yield node
             return
-        check_internal(node, block_nr, depth)
-        for child in node.live_values():
-            yield from self._leaves(child, value_bytes, depth + 1)
+        for child, child_low, child_last in children(node, block_nr, depth, last):
+            yield from self._leaves(child, value_bytes, depth + 1, child_low, child_last)
 
     def roots(self) -> dict[int, int]:
         """Device id -> root of its mappings."""
@@ -87,61 +77,31 @@ class PoolTrees:
                 found[leaf.keys[i]] = DeviceDetails.from_words(*leaf.value(i))
         return found
 
+    # -- mappings
+
     def runs(self, root: int) -> Iterator[MappingRun]:
         """The mappings below `root`, runs joined across leaves."""
-        last = None
-        for leaf in self.leaves(root):
-            for run in leaf_runs(leaf):
-                if last is None:
-                    last = run
-                elif _follows(last, run):
-                    last = MappingRun(last.thin_begin, last.data_begin, last.length + run.length, last.time)
-                else:
-                    yield last
-                    last = run
-        if last is not None:
-            yield last
+        for batch in self.batches(root):
+            yield from batch
 
+    def batches(self, root: int) -> Iterator[RunBatch]:
+        return joined(block for _, block in self.mapping_leaves(root))
 
-def read_block(device: BlockDevice, block_nr: int) -> bytes:
-    offset = block_nr * METADATA_BLOCK_BYTES
-    if offset + METADATA_BLOCK_BYTES > device.size_bytes:
-        raise BadMetadata(
-            f"metadata block {block_nr}: past the end of {device.label}, {device.size_bytes // METADATA_BLOCK_BYTES}"
-        )
-    return device.read(offset, METADATA_BLOCK_BYTES)
+    def mapping_leaves(self, root: int) -> Iterator[tuple[int, Buffer]]:
+        """(number, whole block) of each leaf below `root`, in the order of their keys."""
+        yield from self._mapping_leaves((root,), ((0, NO_BOUND),), 1)
 
-
-def check_internal(node: BtreeNode, block_nr: int, depth: int) -> None:
-    if node.value_size != 8:
-        raise BadMetadata(f"metadata block {block_nr}: internal node with values of {node.value_size} bytes")
-    if depth >= MAX_DEPTH:
-        raise BadMetadata(f"metadata block {block_nr}: a btree of more than {MAX_DEPTH} levels")
-
-
-def leaf_runs(leaf: BtreeNode) -> list[MappingRun]:
-    found = []
-    keys: array[int] = leaf.keys[: leaf.nr_entries]
-    begin = value_begin = next_key = next_value = -1
-    for key, value in zip(keys, leaf.live_values(), strict=True):
-        if key != next_key or value != next_value:
-            if begin >= 0:
-                found.append(MappingRun(begin, value_begin >> TIME_BITS, next_key - begin, value_begin & TIME_MASK))
-            begin, value_begin = key, value
-            next_key, next_value = key, value
-        next_key += 1
-        next_value += _NEXT_DATA_BLOCK
-    if begin >= 0:
-        found.append(MappingRun(begin, value_begin >> TIME_BITS, next_key - begin, value_begin & TIME_MASK))
-    return found
-
-
-def _follows(one: MappingRun, other: MappingRun) -> bool:
-    return (
-        other.thin_begin == one.thin_begin + one.length
-        and other.data_begin == one.data_begin + one.length
-        and other.time == one.time
-    )
+    def _mapping_leaves(
+        self, block_nrs: Sequence[int], bounds: Sequence[tuple[int, int]], depth: int
+    ) -> Iterator[tuple[int, Buffer]]:
+        for block_nr, (low, last), block in zip(block_nrs, bounds, read_blocks(self.device, block_nrs), strict=True):
+            if mapping_node_is_leaf(block, block_nr, low, last):
+                yield block_nr, block
+                continue
+            below = children(BtreeNode.parse(block, block_nr), block_nr, depth, last)
+            yield from self._mapping_leaves(
+                [child for child, _, _ in below], [(low, last) for _, low, last in below], depth + 1
+            )
 
 
 def steady(device: BlockDevice, read: Callable[[PoolTrees], T]) -> T:

@@ -1,6 +1,6 @@
 """The calls of the control protocol: their arguments, what does them, how their answers are written.
 
-The backend's calls are its methods, argument for argument (thinfs.dm.backend); reads and writes carry
+The backend's calls are the verbs of the seam, argument for argument (thinfs.dm.verbs); reads and writes carry
 base64 and name the open device by the handle that `open` gave. Promises: arguments are checked by name
 and type before anything is done. Never: does anything itself.
 """
@@ -8,62 +8,37 @@ and type before anything is done. Never: does anything itself.
 import base64
 import logging
 import os
-from collections.abc import Callable, Mapping
-from typing import Any, Protocol, TypeAlias
+from collections.abc import Mapping, Sequence
+from typing import Any, Final, Protocol
 
 from thinfs.dm.backend import Backend, OpenDevice
+from thinfs.dm.verbs import DEVICE, REQUIRED, VERBS, Json, Parameter
 from thinfs.dmsetup.commands import run_dmsetup
 from thinfs.errors import Busy
-from thinfs.server.protocol import (
-    Json,
-    Malformed,
-    Message,
-    decode,
-    info_to_json,
-    result_of,
-    target_to_json,
-)
+from thinfs.server.protocol import Malformed, Message, decode, result_of
 from thinfs.server.removal import Holder, open_devices, remove_everything
 
 log = logging.getLogger(__name__)
 
-REQUIRED = ...
-Parameters: TypeAlias = Mapping[str, tuple[type, Any]]  # name: (type, default)
-
-_NAME: Parameters = {"name": (str, REQUIRED)}
-
-BACKEND_CALLS: Mapping[str, Parameters] = {
-    "create": {**_NAME, "table": (str, None), "uuid": (str, ""), "read_only": (bool, False)},
-    "load": {**_NAME, "table": (str, REQUIRED), "read_only": (bool, False)},
-    "clear": _NAME,
-    "suspend": {**_NAME, "noflush": (bool, False), "lockfs": (bool, True)},
-    "resume": _NAME,
-    "remove": {**_NAME, "deferred": (bool, False)},
-    "rename": {**_NAME, "new_name": (str, REQUIRED)},
-    "message": {**_NAME, "message": (str, REQUIRED), "sector": (int, 0)},
-    "status": {**_NAME, "noflush": (bool, False)},
-    "table": {**_NAME, "inactive": (bool, False)},
-    "info": _NAME,
-    "wait": {**_NAME, "event_nr": (int, REQUIRED)},
-    "deps": _NAME,
-    "list": {},
-    "targets": {},
-    "open": _NAME,
+_HANDLE: Final = Parameter("handle", int)
+_RANGE: Final = (_HANDLE, Parameter("offset", int), Parameter("length", int))
+DEVICE_CALLS: Final[Mapping[str, Sequence[Parameter]]] = {
+    "read": _RANGE,
+    "write": (_HANDLE, Parameter("offset", int), Parameter("data", str)),
+    "discard": _RANGE,
+    "flush": (_HANDLE,),
+    "close": (_HANDLE,),
 }
-_HANDLE: Parameters = {"handle": (int, REQUIRED)}
-DEVICE_CALLS: Mapping[str, Parameters] = {
-    "read": {**_HANDLE, "offset": (int, REQUIRED), "length": (int, REQUIRED)},
-    "write": {**_HANDLE, "offset": (int, REQUIRED), "data": (str, REQUIRED)},
-    "discard": {**_HANDLE, "offset": (int, REQUIRED), "length": (int, REQUIRED)},
-    "flush": _HANDLE,
-    "close": _HANDLE,
+SERVER_CALLS: Final[Mapping[str, Sequence[Parameter]]] = {
+    "dmsetup": (Parameter("argv", list), Parameter("cwd", str, "/")),
+    "server": (),
+    "stop": (Parameter("force", bool, False),),
 }
-SERVER_CALLS: Mapping[str, Parameters] = {
-    "dmsetup": {"argv": (list, REQUIRED), "cwd": (str, "/")},
-    "server": {},
-    "stop": {"force": (bool, False)},
+CALLS: Final[Mapping[str, Sequence[Parameter]]] = {
+    **{name: verb.parameters for name, verb in VERBS.items()},
+    **DEVICE_CALLS,
+    **SERVER_CALLS,
 }
-CALLS: Mapping[str, Parameters] = {**BACKEND_CALLS, **DEVICE_CALLS, **SERVER_CALLS}
 
 
 class Caller(Protocol):
@@ -101,37 +76,29 @@ def checked(call: str, values: Json) -> dict[str, Any]:
     if not isinstance(values, dict):
         raise Malformed(f"{call}: args is not an object: {values!r}")
     parameters = CALLS[call]
-    for name in values:
-        if name not in parameters:
-            raise Malformed(f"{call}: unknown argument {name}")
+    unknown = values.keys() - {parameter.name for parameter in parameters}
+    if unknown:
+        raise Malformed(f"{call}: unknown argument {sorted(unknown)[0]}")
     arguments = {}
-    for name, (kind, default) in parameters.items():
-        value = arguments[name] = values.get(name, default)
+    for parameter in parameters:
+        value = arguments[parameter.name] = values.get(
+            parameter.name, None if parameter.nullable else parameter.default
+        )
         if value is REQUIRED:
-            raise Malformed(f"{call}: no argument {name}")
-        if type(value) is not kind and not (value is None and default is None):
-            raise Malformed(f"{call}: argument {name} is not a {kind.__name__}: {value!r}")
+            raise Malformed(f"{call}: no argument {parameter.name}")
+        if type(value) is not parameter.kind and not (value is None and parameter.nullable):
+            raise Malformed(f"{call}: argument {parameter.name} is not a {parameter.kind.__name__}: {value!r}")
     return arguments
-
-
-_TO_JSON: Mapping[str, Callable[[Any], Json]] = {
-    "create": info_to_json,
-    "info": info_to_json,
-    "wait": info_to_json,
-    "list": lambda infos: [info_to_json(info) for info in infos],
-    "targets": lambda targets: [target_to_json(target) for target in targets],
-    "deps": lambda numbers: [list(number) for number in numbers],
-}
 
 
 async def perform(caller: Caller, call: str, values: Json) -> Json:
     """The answer to one request; a refusal is a ThinfsError."""
     arguments = checked(call, values)
-    if call in BACKEND_CALLS:
+    if call in VERBS:
         result = await getattr(caller.backend, call)(**arguments)
-        if call == "open":
+        if VERBS[call].answer is DEVICE:
             return {"handle": caller.add_device(result), "size_bytes": result.size_bytes}
-        return _TO_JSON[call](result) if call in _TO_JSON else result
+        return VERBS[call].answer.to_json(result)
     if call in DEVICE_CALLS:
         return await _device_call(caller, call, **arguments)
     if call == "dmsetup":

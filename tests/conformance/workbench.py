@@ -118,7 +118,7 @@ class Volume:
 class PoolOnBench:
     """A pool `name` over two disks, and its table line."""
 
-    bench: "Bench"
+    bench: "Workbench"
     name: str
     metadata: Disk
     data: Disk
@@ -212,7 +212,7 @@ class PoolOnBench:
 
 
 @dataclass(slots=True)
-class Bench:
+class Workbench:
     machine: Machine
     metadata_disks: list[Disk] = field(default_factory=list)
     unchecked: set[str] = field(default_factory=set)  # metadata a test has damaged on purpose

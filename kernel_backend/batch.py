@@ -1,8 +1,9 @@
 """Operations of a differential test: a list that any engine can run, and what each of them answered.
 
-An operation is a tuple of its name and its arguments, an outcome is (errno, text); both are JSON. Devices
-are opened at their first I/O and closed by `close`, `remove` or the end of the list. Written data is
-`block_io.pattern(seed, length)`, read data is answered as `block_io.digest`.
+An operation is a tuple of its name and its arguments, an outcome is (errno, text); both are JSON. It is one of
+BLOCK_OPERATIONS or a verb about one device, arguments in the order of thinfs.dm.verbs. Devices are opened at their
+first I/O and closed by `close`, `remove` or the end of the list. Written data is `block_io.pattern(seed, length)`,
+read data is answered as `block_io.digest`.
 Never: imports beyond the standard library (a guest runs the whole list in one call).
 """
 
@@ -10,40 +11,20 @@ from collections.abc import Sequence
 from typing import Final, TypeAlias
 
 from kernel_backend.block_io import BlockIO
-from kernel_backend.device_mapper import DeviceMapper
+from kernel_backend.device_mapper import KernelDeviceMapper
 
 Operation: TypeAlias = Sequence[str | int | bool | None]
 Outcome: TypeAlias = tuple[int, str]
 
-# name -> arguments; those of the first group are methods of DeviceMapper, of the second of BlockIO
-MAPPER_OPERATIONS: Final = {
-    "create": "name table [uuid] [read_only]",
-    "load": "name table [read_only]",
-    "clear": "name",
-    "suspend": "name [noflush]",
-    "resume": "name",
-    "remove": "name [deferred]",
-    "rename": "name new_name",
-    "message": "name message [sector]",
-    "status": "name [noflush]",
-    "table": "name [inactive]",
-}
-BLOCK_OPERATIONS: Final = {
-    "open": "name",
-    "close": "name",
-    "write_pattern": "name offset length seed",
-    "read_digest": "name offset length",
-    "discard": "name offset length",
-    "flush": "name",
-    "size_bytes": "name",
-}
+# `open name`, `write_pattern name offset length seed`, `read_digest name offset length` and so on
+BLOCK_OPERATIONS: Final = frozenset(("open", "close", "write_pattern", "read_digest", "discard", "flush", "size_bytes"))
 EVENT_OPERATION: Final = "event_nr"
 
 
 class OperationRunner:
     """Runs operations in place, on this kernel. `kernel_backend.differential` does it through the seam."""
 
-    def __init__(self, mapper: DeviceMapper, blocks: BlockIO) -> None:
+    def __init__(self, mapper: KernelDeviceMapper, blocks: BlockIO) -> None:
         self._mapper = mapper
         self._blocks = blocks
         self._handles: dict[str, int] = {}
@@ -65,18 +46,16 @@ class OperationRunner:
             return error.errno or 5, ""
 
     def _run(self, kind: str, name: str, arguments: Sequence[object]) -> str:
-        if kind in MAPPER_OPERATIONS:
-            if kind == "remove":
-                self._close(name)
-            value = getattr(self._mapper, kind)(name, *arguments)
-            return value if isinstance(value, str) else ""
         if kind == EVENT_OPERATION:
             return str(self._mapper.info(name)["event_nr"])
         if kind == "close":
             self._close(name)
             return ""
         if kind not in BLOCK_OPERATIONS:
-            raise ValueError(f"operation {kind!r} is unknown")
+            if kind == "remove":
+                self._close(name)
+            value = getattr(self._mapper, kind)(name, *arguments)
+            return value if isinstance(value, str) else ""
         if name not in self._handles:
             self._handles[name] = self._blocks.open(self._mapper.node(name))
         if kind == "open":

@@ -1,47 +1,12 @@
-"""The packing of device-mapper's requests, and the links in /dev/mapper: what needs no kernel."""
+"""The links in /dev/mapper, and patterns of blocks: what needs no kernel."""
 
 import os
 from pathlib import Path
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from kernel_backend import device_nodes
 from kernel_backend.block_io import digest, pattern
-from kernel_backend.dm_ioctl import Answer, pack_table, unpack_table
-
-HEADER_BYTES = 312
-
-words = st.text(st.characters(codec="ascii", categories=["L", "N", "P", "S"]), min_size=1, max_size=15)
-lines = st.tuples(
-    st.integers(0, 2**64 - 1), st.integers(0, 2**64 - 1), words, st.lists(words, max_size=8).map(" ".join)
-)
-
-
-@given(st.lists(lines, max_size=4))
-def test_a_packed_table_is_read_back_as_the_same_lines(table: list[tuple[int, int, str, str]]) -> None:
-    text = "\n".join(" ".join(map(str, line)) for line in table)
-    nr_targets, payload = pack_table(text)
-    assert len(payload) % 8 == 0
-    raw = bytearray(HEADER_BYTES) + payload
-    raw[16:20] = HEADER_BYTES.to_bytes(4, "little")
-    raw[20:24] = nr_targets.to_bytes(4, "little")
-    # a request's `next` counts from the target itself, an answer's from the start of the payload
-    at = total = 0
-    for _ in range(nr_targets):
-        size = int.from_bytes(raw[HEADER_BYTES + at + 20 : HEADER_BYTES + at + 24], "little")
-        total += size
-        raw[HEADER_BYTES + at + 20 : HEADER_BYTES + at + 24] = total.to_bytes(4, "little")
-        at += size
-    assert unpack_table(Answer(raw)) == text
-
-
-@pytest.mark.parametrize("line", ["0 100", "zero 100 linear", "0 -1 linear", "0x0 100 linear"])
-def test_a_line_that_is_no_table_is_refused_with_einval(line: str) -> None:
-    with pytest.raises(OSError, match="not `start length target params`") as caught:
-        pack_table(line)
-    assert caught.value.errno == 22
 
 
 def test_a_pattern_depends_on_its_seed_and_differs_between_sectors() -> None:
