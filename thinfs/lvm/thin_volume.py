@@ -1,21 +1,21 @@
 """A thin volume read through its pool's metadata: blocks from the data device, the rest from the origin, or zeros.
 
-Promises: reads only, and only what it is asked for: nodes are read one by one, checked (number, checksum, kind, depth,
-order of keys), the last ones kept. A data block outside of the pool is BadMetadata, never a read somewhere else.
+Promises: reads only, and only what it is asked for: nodes are read one by one, checked as tools/nodes.py says, the last
+ones kept. A data block outside of the pool is BadMetadata, never a read somewhere else.
 Source: docs/reference/format.md, 3 and 4.
 """
 
 from bisect import bisect_left, bisect_right
 from collections import OrderedDict
 from collections.abc import Iterator
-from itertools import pairwise
 from typing import Final
 
 from thinfs.errors import BadMetadata
 from thinfs.lvm.reading import Readable, check_range
 from thinfs.ondisk.btree_node import BtreeNode
 from thinfs.ondisk.thin import unpack_mapping
-from thinfs.tools.walk import PoolTrees, check_internal
+from thinfs.tools.nodes import NO_BOUND, check_node, children
+from thinfs.tools.walk import PoolTrees
 from thinfs.units import ceil_div
 
 _NODES_KEPT: Final = 1024
@@ -29,28 +29,17 @@ class Nodes:
         self._trees = trees
         self._kept: OrderedDict[int, BtreeNode] = OrderedDict()
 
-    def node(self, block_nr: int, depth: int) -> BtreeNode:
+    def node(self, block_nr: int) -> BtreeNode:
         node = self._kept.get(block_nr)
         if node is None:
             node = self._trees.node(block_nr)
-            _check(node, block_nr)
+            check_node(node, block_nr, _MAPPING_BYTES, 0, NO_BOUND)
             self._kept[block_nr] = node
             if len(self._kept) > _NODES_KEPT:
                 self._kept.popitem(last=False)
         else:
             self._kept.move_to_end(block_nr)
-        if not node.is_leaf:
-            check_internal(node, block_nr, depth)
         return node
-
-
-def _check(node: BtreeNode, block_nr: int) -> None:
-    if node.is_leaf and node.value_size != _MAPPING_BYTES:
-        raise BadMetadata(f"metadata block {block_nr}: a leaf of mappings with values of {node.value_size} bytes")
-    if not node.is_leaf and not node.nr_entries:
-        raise BadMetadata(f"metadata block {block_nr}: no children")
-    if any(one >= other for one, other in pairwise(node.keys[: node.nr_entries])):
-        raise BadMetadata(f"metadata block {block_nr}: keys out of order")
 
 
 class ThinVolume:
@@ -95,17 +84,19 @@ class ThinVolume:
 
     def verify(self, seen: set[int]) -> None:
         """Read the whole tree, but for the nodes in `seen`, of other volumes; BadMetadata for what is wrong in it."""
-        self._verify(self._root, 1, seen)
+        self._verify(self._root, 1, 0, NO_BOUND, seen)
 
-    def _verify(self, block_nr: int, depth: int, seen: set[int]) -> None:
+    def _verify(self, block_nr: int, depth: int, low: int, last: int, seen: set[int]) -> None:
         if block_nr in seen:
             return
-        node = self._nodes.node(block_nr, depth)
-        for i, value in enumerate(node.live_values()):
-            if node.is_leaf:
-                self._data_offset(value, node.keys[i])
-            else:
-                self._verify(value, depth + 1, seen)
+        node = self._nodes.node(block_nr)
+        check_node(node, block_nr, _MAPPING_BYTES, low, last)
+        if node.is_leaf:
+            for key, value in zip(node.keys[: node.nr_entries], node.live_values(), strict=True):
+                self._data_offset(value, key)
+        else:
+            for child, child_low, child_last in children(node, block_nr, depth, last):
+                self._verify(child, depth + 1, child_low, child_last, seen)
         seen.add(block_nr)
 
     def _pieces(self, begin: int, end: int) -> Iterator[tuple[int, int, int | None]]:
@@ -141,11 +132,12 @@ class ThinVolume:
 
     def _mappings(self, block_nr: int, depth: int, begin: int, end: int) -> Iterator[tuple[int, int]]:
         """Of the blocks `begin..end`, ascending."""
-        node = self._nodes.node(block_nr, depth)
+        node = self._nodes.node(block_nr)
         keys, nr = node.keys, node.nr_entries
         if node.is_leaf:
             for i in range(bisect_left(keys, begin, 0, nr), bisect_left(keys, end, 0, nr)):
                 yield keys[i], node.values[i]
             return
-        for i in range(max(bisect_right(keys, begin, 0, nr) - 1, 0), bisect_left(keys, end, 0, nr)):
-            yield from self._mappings(node.values[i], depth + 1, begin, end)
+        below = children(node, block_nr, depth, NO_BOUND)
+        for child, _, _ in below[max(bisect_right(keys, begin, 0, nr) - 1, 0) : bisect_left(keys, end, 0, nr)]:
+            yield from self._mappings(child, depth + 1, begin, end)
