@@ -18,12 +18,14 @@ REQUIRED: Final = ...
 
 @dataclass(frozen=True, slots=True)
 class Parameter:
-    """One with a default is given by keyword; a nullable one may be None, and left out where names are sent."""
+    """One with a default is given by keyword; a nullable one may be None, and left out where names are sent. A number
+    is from 0 to `highest`."""
 
     name: str
     kind: type
     default: Any = REQUIRED
     nullable: bool = False
+    highest: int = 0xFFFFFFFF
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +83,7 @@ VERBS: Final[Mapping[str, Verb]] = {
     "resume": _verb(NOTHING, _NAME),
     "remove": _verb(NOTHING, _NAME, Parameter("deferred", bool, False)),
     "rename": _verb(NOTHING, _NAME, Parameter("new_name", str)),
-    "message": _verb(TEXT, _NAME, Parameter("message", str), Parameter("sector", int, 0)),
+    "message": _verb(TEXT, _NAME, Parameter("message", str), Parameter("sector", int, 0, highest=(1 << 64) - 1)),
     "status": _verb(TEXT, _NAME, Parameter("noflush", bool, False)),
     "table": _verb(TEXT, _NAME, Parameter("inactive", bool, False)),
     "info": _verb(INFO, _NAME),

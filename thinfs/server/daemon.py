@@ -16,13 +16,14 @@ from collections.abc import Awaitable, Callable, Iterator
 from contextlib import AbstractAsyncContextManager, contextmanager, suppress
 from dataclasses import dataclass
 from types import FrameType
-from typing import Final, NoReturn, TypeAlias
+from typing import Any, Final, NoReturn, TypeAlias
 
 import trio
 
 from thinfs.dead_server import holds_on, let_go
 from thinfs.dm.backend import Backend
 from thinfs.errors import Busy, PermissionRefused, ThinfsError, from_oserror
+from thinfs.plain_text import plain
 from thinfs.server import paths
 from thinfs.server.ownership import CREDENTIALS, check_file, check_listener, listener_is_over
 from thinfs.server.removal import Holder, nobody
@@ -30,6 +31,7 @@ from thinfs.server.server import ControlServer, bind, serve_control
 
 log = logging.getLogger(__name__)
 
+_LONGEST_EVENT: Final = 4000  # characters
 _GRACE_SECONDS: Final = 1.0  # for one that was killed a moment ago
 _PREDECESSOR_SECONDS: Final = 10  # how long a server that is ending may take before a new one gives up
 
@@ -274,12 +276,27 @@ def _leave(log_file: int) -> None:
     os.chdir("/")
 
 
-def log_to_stderr() -> None:
-    """One line an event, key=value, time in UTC. Standard error is DIR.log in the background."""
-    handler = logging.StreamHandler()
-    formatter = logging.Formatter(
+class _OneLine(logging.Formatter):
+    """What comes from outside in an event makes no line, and no control sequence, of its own; nor a long one."""
+
+    def formatMessage(self, record: logging.LogRecord) -> str:
+        return plain(super().formatMessage(record), _LONGEST_EVENT)
+
+    def formatException(self, ei: Any) -> str:
+        return "\n".join("    " + plain(line, _LONGEST_EVENT) for line in super().formatException(ei).split("\n"))
+
+
+def log_formatter() -> logging.Formatter:
+    """One line an event, key=value, time in UTC."""
+    formatter = _OneLine(
         "time=%(asctime)s.%(msecs)03dZ level=%(levelname)s logger=%(name)s %(message)s", "%Y-%m-%dT%H:%M:%S"
     )
     formatter.converter = time.gmtime
-    handler.setFormatter(formatter)
+    return formatter
+
+
+def log_to_stderr() -> None:
+    """Standard error is DIR.log in the background."""
+    handler = logging.StreamHandler()
+    handler.setFormatter(log_formatter())
     logging.basicConfig(level=logging.INFO, handlers=[handler])

@@ -26,6 +26,7 @@ from thinfs.server.protocol import (
     decode,
     encode,
     error_message,
+    shown,
 )
 from thinfs.server.removal import Holder, nobody
 from thinfs.server.requests import perform
@@ -169,9 +170,12 @@ class Connection:
         name = "?"
         try:
             request = decode(line)
-            name = str(request.get("call"))
+            call = request.get("call")
+            if not isinstance(call, str):
+                raise Malformed(f"unknown call: {shown(call)}")
+            name = shown(call)
             await self._settle()
-            return {"ok": await perform(self, name, request.get("args", {}))}
+            return {"ok": await perform(self, call, request.get("args", {}))}
         except trio.BrokenResourceError:
             raise  # the client went while something was said to it
         except ThinfsError as error:

@@ -14,7 +14,7 @@ from typing import Final, Protocol, TypeAlias
 
 from thinfs.bio import Bio, Held, Immediate, LowerDevice, Op, answers_at_once
 from thinfs.blockdev import BlockDevice, Buffer, FileDevice
-from thinfs.errors import BackingMissing, from_oserror
+from thinfs.errors import BackingMissing, NoSuchDevice, from_oserror
 from thinfs.userspace.blocking import Background
 
 _NUMBERS: Final = re.compile(r"([0-9]+):([0-9]+)")
@@ -190,7 +190,7 @@ def _path_of_number(major: int, minor: int) -> str:
     try:
         return "/dev/" + os.path.basename(os.readlink(link))
     except OSError:
-        raise BackingMissing(f"{major}:{minor}: no such block device") from None
+        raise NoSuchDevice(f"{major}:{minor}: no such block device") from None
 
 
 def mapped_name(word: str, mount_dir: str) -> str | None:

@@ -25,7 +25,7 @@ from thinfs.userspace.listener import DeviceListener, NoListener
 from thinfs.userspace.loading import Loading
 from thinfs.userspace.mapped_device import MappedDevice
 from thinfs.userspace.pools import Pools
-from thinfs.userspace.registry import Registry, unused_major
+from thinfs.userspace.registry import MAX_NESTING, Registry, unused_major
 from thinfs.userspace.table import Table
 from thinfs.userspace.target import Target
 from thinfs.userspace.targets.known import TARGET_VERSIONS, TARGETS
@@ -172,6 +172,8 @@ class DeviceMapper:
             return await run_blocking(partial(self._backings.acquire, word, read_only=read_only))
         if self._registry.stands_on(mapped, upper):
             raise InvalidArgument(f"{upper.name}: cannot stand on {mapped.name}, which stands on it")
+        if self._registry.nesting(mapped) >= MAX_NESTING:
+            raise InvalidArgument(f"{upper.name}: {mapped.name} is level {MAX_NESTING} of devices on devices already")
         return self._backings.acquire_mapped(mapped, read_only=read_only)
 
     async def _check_present(self, word: str) -> None:

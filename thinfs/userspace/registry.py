@@ -12,6 +12,7 @@ from thinfs.userspace.mapped_device import MappedDevice
 
 MAX_NAME_BYTES: Final = 127
 MAX_UUID_BYTES: Final = 128
+MAX_NESTING: Final = 64  # devices on devices; the kernel sets no limit, and 6.12 overruns its stack at 40 (seen in UML)
 _FIRST_INODE: Final = 2  # 1 is the mount's root
 
 
@@ -96,6 +97,10 @@ class Registry:
         """Devices that one of its tables names."""
         numbers = device.deps()
         return [other for other in self if (other.major, other.minor) in numbers]
+
+    def nesting(self, device: MappedDevice) -> int:
+        """How many devices of ours stand one on the other, from this one down."""
+        return 1 + max((self.nesting(below) for below in self.used_by(device)), default=0)
 
     def stands_on(self, upper: MappedDevice, lower: MappedDevice) -> bool:
         """Whether `lower` is `upper`, or somewhere below it."""
