@@ -122,8 +122,9 @@ def _list(options: argparse.Namespace) -> int:
 def _lines(inventory: Inventory) -> Iterable[str]:
     superblock, block = inventory.superblock, inventory.data_block_bytes
     yield (
-        f"pool: {_size(inventory.nr_used_data_blocks * block)} used of {_size(inventory.nr_data_blocks * block)}, "
-        f"blocks of {_size(block)}, {len([row for row in inventory.rows if row.usage])} devices"
+        f"pool: {size_text(inventory.nr_used_data_blocks * block)} used of "
+        f"{size_text(inventory.nr_data_blocks * block)}, blocks of {size_text(block)}, "
+        f"{len([row for row in inventory.rows if row.usage])} devices"
     )
     yield f"transaction: {superblock.trans_id}, {'one not finished' if inventory.pending else 'finished'}"
     if inventory.in_use_by:
@@ -131,11 +132,11 @@ def _lines(inventory: Inventory) -> Iterable[str]:
     table = [("DEVICE", "KIND", "SIZE", "USED", "EXCLUSIVE", "NAME")]
     for row in inventory.rows:
         used, exclusive = (
-            (_size(row.usage.mapped_blocks * block), _size(row.usage.exclusive_blocks * block))
+            (size_text(row.usage.mapped_blocks * block), size_text(row.usage.exclusive_blocks * block))
             if row.usage
             else ("-", "-")
         )
-        size = "-" if row.size_bytes is None else _size(row.size_bytes)
+        size = "-" if row.size_bytes is None else size_text(row.size_bytes)
         table.append((str(row.device_id), row.kind, size, used, exclusive, " ".join([*_names(row), *_notes(row)])))
     widths = [max(len(line[i]) for line in table) for i in range(5)]
     for line in table:
@@ -166,7 +167,7 @@ def _notes(row: Row) -> Iterable[str]:
         yield "(not in the pool)"
 
 
-def _size(nr_bytes: int) -> str:
+def size_text(nr_bytes: int) -> str:
     value, unit = float(nr_bytes), 0
     while value >= 1024 and unit < len(_UNITS) - 1:
         value, unit = value / 1024, unit + 1

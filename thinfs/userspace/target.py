@@ -40,6 +40,9 @@ class Target(Protocol):
     def write_now(self, offset: int, data: Buffer) -> bool:
         """Whether it is written, without a bio and without waiting; False: submit one. Its errors are raised."""
 
+    def check_swap(self) -> None:
+        """Before its table becomes the live one: may refuse, and the table before it stays."""
+
     async def presuspend(self, *, noflush: bool) -> None:
         """Before the device waits for its I/O in flight."""
 
@@ -94,6 +97,9 @@ class Plain:
 
     def write_now(self, offset: int, data: Buffer) -> bool:
         return False
+
+    def check_swap(self) -> None:
+        return
 
     async def presuspend(self, *, noflush: bool) -> None:
         return

@@ -20,7 +20,7 @@ class TargetType:
 TARGETS: Final[dict[str, TargetType]] = {
     "thin-pool": TargetType((1, 22, 0), pool.load, immutable=True),
     "thin": TargetType((1, 22, 0), thin.load),
-    "zero": TargetType((1, 2, 0), zero.load),
+    "zero": TargetType((1, 1, 0), zero.load),
     "linear": TargetType((1, 4, 0), linear.load),
     "error": TargetType((1, 5, 0), error.load),
 }
