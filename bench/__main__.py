@@ -1,7 +1,7 @@
-"""python -m bench run [--quick] | render | profile: what `make bench`, `make bench-quick` and `make profile` call.
+"""python -m bench run [--quick] [--against CHECKOUT] | render | profile: `make bench`, `bench-quick`, `profile`.
 
-Promises: a full run writes bench/results (JSON, table, plots) and the README's table; a quick one writes below .cache
-only. Never: overwrites the last full run before the new one is complete.
+Promises: a full run writes bench/results (JSON, table, plots) and the README's table; a quick one, a part and a
+comparison of two trees write below .cache only. Never: overwrites the last full run before the new one is complete.
 """
 
 import argparse
@@ -10,7 +10,7 @@ import sys
 import time
 from pathlib import Path
 
-from bench import dropin, engine, front, guest, machine, table
+from bench import against, dropin, engine, front, guest, machine, table
 from bench.rounds import Row
 from bench.subjects import CACHE, HERE, TOP
 
@@ -59,6 +59,8 @@ def main() -> None:
     running = commands.add_parser("run", help="measure, then write results")
     running.add_argument("--quick", action="store_true", help="under two minutes: one round, fewer rows and sizes")
     running.add_argument("--only", action="append", choices=PARTS, help="one part; the results go below .cache")
+    running.add_argument("--against", metavar="CHECKOUT", help="engine and front of this tree and another, in turns")
+    running.add_argument("--rounds", type=int, default=3, help="of --against (3)")
     commands.add_parser("render", help="table and plots of the last full run again, from its JSON")
     commands.add_parser("profile", help="where the time goes, per layer")
     options = parser.parse_args()
@@ -68,6 +70,16 @@ def main() -> None:
         layers.write(HERE / "profile.txt")
     elif options.command == "render":
         publish(table.Run.from_json(json.loads((RESULTS / "run.json").read_text())), RESULTS)
+    elif options.against:
+        parts = options.only or list(against.PARTS)
+        if not set(parts) <= set(against.PARTS):
+            parser.error(f"--against compares {' and '.join(against.PARTS)} only")
+        if options.rounds < 1:
+            parser.error(f"--rounds {options.rounds}: at least 1")
+        try:
+            print(against.run(options.against, parts, options.rounds, _say, quick=options.quick))
+        except against.NotSetUp as error:
+            parser.error(str(error))
     else:
         run = measure(options.only or list(PARTS), quick=options.quick)
         publish(run, CACHE / "quick" if options.quick or options.only else RESULTS)

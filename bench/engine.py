@@ -52,18 +52,19 @@ def run(plan: Mapping[str, Sequence[int]], rounds: int, say: Callable[[str], Non
         for case, sizes in plan.items():
             say(f"engine: {TITLES[case]}, round {number + 1} of {rounds}")
             for size in sizes:
-                for metric, value in _measure(case, size).items():
+                for metric, value in measure(case, size).items():
                     name, _, unit = metric.rpartition(", ")
                     row = rows.setdefault((case, metric), Row(f"engine: {TITLES[case]}", name, unit, False))
                     row.values.setdefault(str(size), []).append(value)
     return list(rows.values())
 
 
-def _measure(case: str, size: int) -> dict[str, float]:
+def measure(case: str, size: int, python: Path = Path(sys.executable), top: Path = TOP) -> dict[str, float]:
+    """One case of the tree at `top`, by its own code, in a process of its own: metric -> value."""
     directory = Path(tempfile.mkdtemp(prefix="thinfs-bench-", dir=metadata_images.on_memory()))
-    command = [sys.executable, "-m", "bench.engine_cases", case, str(size), str(directory)]
+    command = [str(python), "-m", "bench.engine_cases", case, str(size), str(directory)]
     try:
-        done = subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL, cwd=TOP, timeout=300)
+        done = subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL, cwd=top, timeout=300)
     finally:
         shutil.rmtree(directory, ignore_errors=True)
     if done.returncode:

@@ -10,15 +10,16 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Final
 
 from bench.fio import KIB, MIB, Job, measure
-from bench.rounds import Row
-from bench.subjects import CACHE, SUBJECTS, Subject, make
+from bench.rounds import Row, turned
+from bench.subjects import CACHE, SUBJECTS, Maker, Subject, make
 
 VOLUME_BYTES: Final = 256 * MIB
 BLOCK_BYTES: Final = 64 * KIB
@@ -86,24 +87,26 @@ def directory_on(medium: str) -> Path:
     return Path(tempfile.mkdtemp(prefix="thinfs-bench-", dir="/dev/shm" if medium == "tmpfs" else CACHE))
 
 
-def run(plan: Plan, say: Callable[[str], None]) -> tuple[list[Row], list[str]]:
+ALL: Final[Mapping[str, Maker]] = {name: partial(make, name) for name in SUBJECTS}
+
+
+def run(plan: Plan, say: Callable[[str], None], subjects: Mapping[str, Maker] = ALL) -> tuple[list[Row], list[str]]:
     rows: dict[tuple[str, str], Row] = {}
     notes: dict[str, None] = {}
     for number in range(plan.rounds):
         for medium in plan.media:
             say(f"front to back on {medium}, round {number + 1} of {plan.rounds}")
-            _Round(plan, medium, number, rows, notes).run()
+            _Round(plan, medium, turned(list(subjects.values()), number), rows, notes).run()
     return list(rows.values()), list(notes)
 
 
 class _Round:
     def __init__(
-        self, plan: Plan, medium: str, number: int, rows: dict[tuple[str, str], Row], notes: dict[str, None]
+        self, plan: Plan, medium: str, order: Sequence[Maker], rows: dict[tuple[str, str], Row], notes: dict[str, None]
     ) -> None:
         self._plan = plan
         self._medium = medium
-        turn = number % len(SUBJECTS)
-        self._order = SUBJECTS[turn:] + SUBJECTS[:turn]
+        self._order = order
         self._rows = rows
         self._notes = notes
 
@@ -112,8 +115,8 @@ class _Round:
         try:
             with ExitStack() as stack:
                 subjects: list[Subject] = []
-                for name in self._order:
-                    subject = make(name, directory, VOLUME_BYTES)
+                for maker in self._order:
+                    subject = maker(directory, VOLUME_BYTES)
                     stack.callback(subject.close)
                     subjects.append(subject)
                 self._run_rows(subjects, directory)

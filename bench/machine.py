@@ -6,6 +6,7 @@ import re
 import subprocess
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 
 
 def _first_line(*command: str) -> str:
@@ -30,6 +31,10 @@ def _package(name: str) -> str:
         return version(name)
     except PackageNotFoundError:
         return "absent"
+
+
+def commit_of(top: Path) -> str:
+    return _first_line("git", "-C", str(top), "describe", "--always", "--dirty")
 
 
 def describe() -> dict[str, str]:

@@ -7,7 +7,9 @@ because the machine's speed drifts between rounds and hardly within one. Never: 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from statistics import median
-from typing import Any, Final
+from typing import Any, Final, TypeVar
+
+T = TypeVar("T")
 
 AGREED: Final = ""
 DISAGREED: Final = "?"
@@ -60,6 +62,12 @@ class Row:
     @classmethod
     def from_json(cls, row: dict[str, Any]) -> "Row":
         return cls(**row)
+
+
+def turned(subjects: Sequence[T], round_number: int) -> list[T]:
+    """In another order each round, so that nobody always follows the same one."""
+    turn = round_number % len(subjects)
+    return [*subjects[turn:], *subjects[:turn]]
 
 
 def ratio(values: Sequence[float], peer_values: Sequence[float], *, higher_is_better: bool) -> Ratio | None:

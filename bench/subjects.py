@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Final, Protocol
@@ -24,9 +24,14 @@ _READY_SECONDS: Final = 20.0
 class Subject(Protocol):
     """One volume of `size_bytes`, at `path`."""
 
-    name: str
-    path: str
-    has_snapshots: bool
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def path(self) -> str: ...
+
+    @property
+    def has_snapshots(self) -> bool: ...
 
     def snapshot(self) -> None:
         """Every block is shared afterwards."""
@@ -176,21 +181,23 @@ class Qcow2:
 class Thinfs:
     """A thin volume of a pool whose blocks are 64 KiB and zeroed before use, dm-thin's default."""
 
-    name = "thinfs"
     has_snapshots = True
 
-    def __init__(self, directory: Path, size_bytes: int) -> None:
-        self._mount = directory / "thinfs"
+    def __init__(self, directory: Path, size_bytes: int, name: str = "thinfs", scripts: Path = SCRIPTS) -> None:
+        """`scripts`: where the programs of the tree that is measured are."""
+        self.name = name
+        self._scripts = scripts
+        self._mount = directory / name
         self._nr_snapshots = 0
         self._env = {**os.environ, "THINFS_MOUNT": str(self._mount)}
         self._stack = ExitStack()
         with self._stack:
-            metadata = sparse_file(directory / "thinfs.meta", 64 << 20)
+            metadata = sparse_file(directory / f"{name}.meta", 64 << 20)
             self._stack.callback(os.unlink, metadata)
-            data = sparse_file(directory / "thinfs.data", 4 * size_bytes)
+            data = sparse_file(directory / f"{name}.data", 4 * size_bytes)
             self._stack.callback(os.unlink, data)
             self._stack.callback(self._stop)
-            _check(str(SCRIPTS / "thinfs"), "serve", "--mount", str(self._mount))
+            _check(str(scripts / "thinfs"), "serve", "--mount", str(self._mount))
             self._dmsetup("create", "pool", "--table", f"0 {4 * size_bytes // 512} thin-pool {metadata} {data} 128 0")
             self._dmsetup("message", "pool", "0", "create_thin 0")
             self._dmsetup("create", "volume", "--table", f"0 {size_bytes // 512} thin /dev/mapper/pool 0")
@@ -198,11 +205,11 @@ class Thinfs:
             self._stack = self._stack.pop_all()
 
     def _dmsetup(self, *arguments: str) -> None:
-        _check(str(SCRIPTS / "thinfs-dmsetup"), *arguments, env=self._env)
+        _check(str(self._scripts / "thinfs-dmsetup"), *arguments, env=self._env)
 
     def _stop(self) -> None:
         subprocess.run(
-            [str(SCRIPTS / "thinfs"), "stop", "--force", "--mount", str(self._mount)],
+            [str(self._scripts / "thinfs"), "stop", "--force", "--mount", str(self._mount)],
             stdin=subprocess.DEVNULL, capture_output=True, timeout=60, check=False,
         )  # fmt: skip
         for suffix in (".log", ".lock", ".sock"):
@@ -233,5 +240,7 @@ def make(name: str, directory: Path, size_bytes: int) -> Subject:
             return PlainFile(directory, size_bytes)
     raise ValueError(f"no such subject: {name}")
 
+
+Maker = Callable[[Path, int], Subject]  # directory, size of the volume in bytes
 
 SUBJECTS: Final = ("thinfs", "qemu", "pyfuse3", "libfuse", "plain")

@@ -41,3 +41,23 @@ def write_dirty_pages(fd: int) -> None:
     if _libc.sync_file_range(fd, ctypes.c_int64(0), ctypes.c_int64(0), _SYNC_FILE_RANGE_WRITE_AND_WAIT) != 0:
         number = ctypes.get_errno()
         raise OSError(number, os.strerror(number))
+
+
+MNT_FORCE: Final = 1
+
+
+def umount2(path: str, flags: int) -> None:
+    """umount2(2)."""
+    if _libc.umount2(os.fsencode(path), flags) != 0:
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number), path)
+
+
+_PR_SET_PDEATHSIG: Final = 1
+
+
+def signal_at_death_of_parent(number: int) -> None:
+    """prctl(PR_SET_PDEATHSIG): this process gets the signal when the thread that started it ends, however it ends."""
+    if _libc.prctl(_PR_SET_PDEATHSIG, number, 0, 0, 0) != 0:
+        error = ctypes.get_errno()
+        raise OSError(error, os.strerror(error))

@@ -57,8 +57,10 @@ def mapper_dir(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def nodes(mount_dir: Path, mapper_dir: Path) -> Nodes:
-    return Nodes(str(mount_dir), mapper_dir=str(mapper_dir))
+def nodes(mount_dir: Path, mapper_dir: Path) -> Iterator[Nodes]:
+    made = Nodes(str(mount_dir), mapper_dir=str(mapper_dir))
+    yield made
+    made.close()
 
 
 def loop_of(nodes: Nodes, name: str) -> LoopDevice:
@@ -173,7 +175,9 @@ async def test_the_next_server_detaches_and_unlinks_what_a_crashed_one_left(
     for name in ("a", "b"):
         await nodes.activated(FakeDevice(name))
     (mapper_dir / "other").symlink_to("/dev/null")
-    await Nodes(str(mount_dir), mapper_dir=str(mapper_dir)).clean_stale()
+    next_one = Nodes(str(mount_dir), mapper_dir=str(mapper_dir))
+    await next_one.clean_stale()
+    next_one.close()
     assert loop.attached_under(str(mount_dir)) == []
     assert os.listdir(mapper_dir) == ["other"]
 

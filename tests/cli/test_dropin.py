@@ -22,6 +22,7 @@ def test_the_drop_in_imports_nothing_but_what_the_interpreter_has_at_hand() -> N
         "thinfs",
         "thinfs.cli",
         "thinfs.cli.dmsetup",
+        "thinfs.process_state",
         "thinfs.server",
         "thinfs.server.ownership",
         "thinfs.server.paths",

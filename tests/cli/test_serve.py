@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.cli.conftest import SECONDS, TOP, Machine
-from thinfs.fuse.mountpoint import mounted_on
+from thinfs.mountinfo import mounted_on
 
 TABLE = "0 131072 thin-pool metadata data 128 32 1 skip_block_zeroing"
 

@@ -15,7 +15,8 @@ from typing import Any
 
 import pytest
 
-from thinfs.fuse.mountpoint import DEV_FUSE, mounted_on
+from thinfs.fuse.mountpoint import DEV_FUSE
+from thinfs.mountinfo import mounted_on
 
 MIB = 1 << 20
 TIMEOUT = 30.0  # until a hanging server fails its test; nothing waits for it otherwise

@@ -14,14 +14,15 @@ import pytest
 from tests.fuse.conftest import MIB, PROJECT, TIMEOUT, Server
 from thinfs.errors import ThinfsError
 from thinfs.fuse import mountpoint
+from thinfs.mountinfo import mounted_on
 
 Start = Callable[..., Server]
 
 
 def test_sigterm_unmounts(server: Server) -> None:
-    assert mountpoint.mounted_on(server.directory) is not None
+    assert mounted_on(server.directory) is not None
     assert server.terminate() == 0
-    assert mountpoint.mounted_on(server.directory) is None
+    assert mounted_on(server.directory) is None
 
 
 def test_sigterm_unmounts_while_a_file_is_open_and_a_writer_waits(server: Server) -> None:
@@ -36,7 +37,7 @@ def test_sigterm_unmounts_while_a_file_is_open_and_a_writer_waits(server: Server
     finally:
         writer.kill()
         writer.wait()
-    assert mountpoint.mounted_on(server.directory) is None
+    assert mounted_on(server.directory) is None
 
 
 def test_unmounting_from_outside_ends_the_server(server: Server) -> None:
@@ -64,7 +65,7 @@ def test_what_a_killed_server_left_is_cleaned_by_the_next(server: Server, start:
         with suppress(OSError):  # close(2) reports that its server is gone
             os.close(fd)
     assert next_server.terminate() == 0
-    assert mountpoint.mounted_on(server.directory) is None
+    assert mounted_on(server.directory) is None
 
 
 def test_a_second_server_on_the_same_directory_is_refused(server: Server, start: Start) -> None:
@@ -143,7 +144,7 @@ def test_a_mount_point_with_a_space_in_its_name_is_found(mountpoint_directory: s
     os.mkdir(spaced)
     try:
         server = start(spaced, ["vol=4096"])
-        entry = mountpoint.mounted_on(spaced)
+        entry = mounted_on(spaced)
         assert entry is not None
         assert entry.fs_type == "fuse.thinfs"
         server.close()
@@ -154,7 +155,7 @@ def test_a_mount_point_with_a_space_in_its_name_is_found(mountpoint_directory: s
 def test_root_gets_the_larger_readahead(server: Server) -> None:
     if os.geteuid() != 0:
         pytest.skip("needs root")
-    entry = mountpoint.mounted_on(server.directory)
+    entry = mounted_on(server.directory)
     assert entry is not None
     assert Path(f"/sys/class/bdi/{entry.device}/read_ahead_kb").read_text() == "1024\n"
 
@@ -169,7 +170,7 @@ def test_an_ordinary_user_mounts_reads_writes_punches_and_unmounts(ordinary_serv
     assert server.run("fallocate", "-p", "-o", "0", "-l", "16M", path).returncode == 0
     assert server("state")["mapped"] == []
     assert server.terminate() == 0
-    assert mountpoint.mounted_on(server.directory) is None
+    assert mounted_on(server.directory) is None
 
 
 def test_an_ordinary_users_stale_mount_is_cleaned(ordinary_server: Server, start: Start) -> None:

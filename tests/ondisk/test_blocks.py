@@ -1,18 +1,19 @@
 """The four kinds of metadata block: bytes in, records out, and what is refused."""
 
+import struct
 from array import array
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from thinfs.errors import BadMetadata, WrongBlock
-from thinfs.ondisk import checksum
+from thinfs.ondisk import checksum, fields
 from thinfs.ondisk.btree_node import INTERNAL_NODE, LEAF_NODE, BtreeNode, max_entries_for
-from thinfs.ondisk.space_map import BITMAP, Bitmap, IndexEntry, MetadataIndex, SpaceMapRoot
+from thinfs.ondisk.space_map import BITMAP, INDEX_ENTRY, Bitmap, IndexEntry, MetadataIndex, SpaceMapRoot
 from thinfs.ondisk.superblock import FLAG_NEEDS_CHECK, Superblock, is_unformatted
-from thinfs.ondisk.thin import DeviceDetails, pack_mapping, unpack_mapping
+from thinfs.ondisk.thin import DEVICE_DETAILS, DeviceDetails, pack_mapping, unpack_mapping
 from thinfs.persistent.block_manager import MetadataBlock
 from thinfs.units import ENTRIES_PER_BITMAP, METADATA_BLOCK_BYTES
 
@@ -143,6 +144,22 @@ def test_details_and_index_entries_survive_their_words(mapped: int, trans_id: in
     assert DeviceDetails.from_words(*details.words()) == details
     entry = IndexEntry(mapped, one, other)
     assert IndexEntry.from_words(*entry.words()) == entry
+
+
+@given(U64, U64, U32, U32)
+def test_details_and_index_entries_lie_on_disk_as_their_schemas_say(
+    mapped: int, tid: int, one: int, other: int
+) -> None:
+    for schema, record in (
+        (DEVICE_DETAILS, DeviceDetails(mapped, tid, one, other)),
+        (INDEX_ENTRY, IndexEntry(mapped, one, other)),
+    ):
+        assert b"".join(word.to_bytes(8, "little") for word in record.words()) == schema.build(asdict(record))
+
+
+def test_a_record_that_is_not_made_of_u64_has_no_words() -> None:
+    with pytest.raises(ValueError, match="12 bytes"):
+        fields.words(struct.Struct("<QI"))
 
 
 def test_a_count_s_lower_bit_is_its_high_bit() -> None:

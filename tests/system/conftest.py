@@ -24,6 +24,11 @@ class Server:
     environment: dict[str, str] = field(default_factory=dict)
 
     @property
+    def command(self) -> list[str]:
+        """`thinfs`."""
+        return [sys.executable, "-c", _RUN]
+
+    @property
     def mount(self) -> Path:
         return self.directory / "mnt"
 
@@ -36,7 +41,7 @@ class Server:
             ready.bind(str(notify))
             ready.settimeout(60)
             self.process = subprocess.Popen(
-                [sys.executable, "-c", _RUN, "serve", "--mount", str(self.mount), "--foreground"],
+                [*self.command, "serve", "--mount", str(self.mount), "--foreground"],
                 env={**self.environment, "NOTIFY_SOCKET": str(notify)},
                 stdout=log,
                 stderr=log,
@@ -50,7 +55,7 @@ class Server:
     def run(self, *words: str) -> subprocess.CompletedProcess[str]:
         """A command of thinfs, as a process of its own."""
         return subprocess.run(
-            [sys.executable, "-c", _RUN, *words],
+            [*self.command, *words],
             env=self.environment,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,

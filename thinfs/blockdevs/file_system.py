@@ -1,25 +1,24 @@
 """The file system mounted on a loop device: is there one, where, freeze it, thaw it, as dm's own suspend does.
 
 Promises: plain synchronous functions. `mounted_loops` never waits for a device. `freeze` waits for what was written to
-reach the device, so it belongs in a thread; it refuses (None) a file system that this very process writes to, for
-that would wait for itself. Never: knows a mapped device, leaves frozen what it did not say it froze.
+reach the device, so it belongs in a process that the device does not wait for (blockdevs.agent); it refuses (None) a
+file system that the server itself writes to, for that would wait for itself. Never: knows a mapped device, leaves
+frozen what it did not say it froze.
 """
 
 import errno
 import fcntl
 import os
-import re
 import stat
-from collections.abc import Iterator
 from contextlib import suppress
 from typing import Final
 
 from thinfs.blockdevs.loop import LOOP_MAJOR, LoopDevice, backing_path, by_path
+from thinfs.mountinfo import mounts
 
 _FIFREEZE: Final = 0xC0045877
 _FITHAW: Final = 0xC0045878
 _SYSFS: Final = "/sys/fs"
-_ESCAPED: Final = re.compile(r"\\([0-7]{3})")
 
 
 def mounted_loops() -> set[int]:
@@ -39,16 +38,7 @@ def mounted_loops() -> set[int]:
                         with suppress(OSError):
                             names.update(os.listdir(f"{_SYSFS}/{kind}/{entry}/devices"))
     numbers = {int(name[4:]) for name in names if name.startswith("loop") and name[4:].isdecimal()}
-    return numbers | {minor for major, minor, _ in _mounts("self") if major == LOOP_MAJOR}
-
-
-def _mounts(process: str) -> Iterator[tuple[int, int, str]]:
-    """(major, minor, mount point) of each mount the process sees."""
-    with suppress(OSError), open(f"/proc/{process}/mountinfo", encoding="utf-8", errors="surrogateescape") as lines:
-        for line in lines:
-            fields = line.split(" ")
-            major, _, minor = fields[2].partition(":")
-            yield int(major), int(minor), _ESCAPED.sub(lambda octal: chr(int(octal[1], 8)), fields[4])
+    return numbers | {entry.minor for entry in mounts() if entry.major == LOOP_MAJOR}
 
 
 def _open_mount_point(device: LoopDevice) -> int | None:
@@ -61,24 +51,32 @@ def _open_mount_point(device: LoopDevice) -> int | None:
             if namespace in seen:
                 continue
             seen.add(namespace)
-        for major, minor, point in _mounts(process):
-            if (major, minor) == (LOOP_MAJOR, device.number):
-                path = point if process == "self" else f"/proc/{process}/root{point}"
-                with suppress(OSError):
-                    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-                    # Something may be mounted over it.
-                    if os.fstat(descriptor).st_dev == os.makedev(LOOP_MAJOR, device.number):
+        with suppress(OSError):  # the process has ended meanwhile
+            for entry in mounts(process):
+                if (entry.major, entry.minor) == (LOOP_MAJOR, device.number):
+                    descriptor = _opened_in(entry.directory, process, device)
+                    if descriptor is not None:
                         return descriptor
-                    os.close(descriptor)
     return None
 
 
-def _is_written_by_us(device: LoopDevice) -> bool:
-    """Has this process a file open in the file system on the device, directly or below loop devices?"""
+def _opened_in(point: str, process: str, device: LoopDevice) -> int | None:
+    path = point if process == "self" else f"/proc/{process}/root{point}"
+    with suppress(OSError):
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        # Something may be mounted over it.
+        if os.fstat(descriptor).st_dev == os.makedev(LOOP_MAJOR, device.number):
+            return descriptor
+        os.close(descriptor)
+    return None
+
+
+def _is_written_by(server: int, device: LoopDevice) -> bool:
+    """Has the process a file open in the file system on the device, directly or below loop devices?"""
     on_device = os.makedev(LOOP_MAJOR, device.number)
-    for name in os.listdir("/proc/self/fd"):
+    for name in os.listdir(f"/proc/{server}/fd"):
         try:
-            info = os.fstat(int(name))
+            info = os.stat(f"/proc/{server}/fd/{name}")
         except OSError:
             continue
         for _ in range(8):
@@ -95,12 +93,12 @@ def _is_written_by_us(device: LoopDevice) -> bool:
     return False
 
 
-def freeze(device: LoopDevice) -> int | None:
+def freeze(device: LoopDevice, server: int) -> int | None:
     """A descriptor to `thaw` with, which keeps the mount from going meanwhile; None where nothing was frozen.
 
     Afterwards what was written is on the device, its journal is empty, and writers wait.
     """
-    descriptor = None if _is_written_by_us(device) else _open_mount_point(device)
+    descriptor = None if _is_written_by(server, device) else _open_mount_point(device)
     if descriptor is None:
         return None
     try:

@@ -6,17 +6,17 @@ loop devices or the directory cannot be had: one line in the log, and the files 
 DIR/NAME is in a thread, because this very process answers for it.
 """
 
-import functools
 import logging
 import os
 import threading
 from collections.abc import Callable, Collection
 from contextlib import suppress
-from typing import Final, Protocol, TypeVar
+from typing import Any, Final, Protocol, TypeVar
 
 import trio
 
 from thinfs.blockdevs import file_system, loop
+from thinfs.blockdevs.agent import Agent
 from thinfs.blockdevs.loop import InUse, LoopDevice
 from thinfs.errors import Busy
 
@@ -75,31 +75,32 @@ def _kernel_has_device_mapper() -> bool:
 class _Freeze:
     """One freeze of a file system. Whoever began it claims it, or its thread undoes it."""
 
-    def __init__(self, device: LoopDevice) -> None:
+    def __init__(self, agent: Agent, device: LoopDevice) -> None:
+        self._agent = agent
         self._device = device
         self._lock = threading.Lock()
         self._given_up = False
-        self._descriptor: int | None = None
+        self._frozen = False
 
     def begin(self) -> None:
-        descriptor = file_system.freeze(self._device)
+        frozen = self._agent.call("freeze", self._device.number, os.getpid())
         with self._lock:
             if not self._given_up:
-                self._descriptor = descriptor
+                self._frozen = frozen
                 return
-        if descriptor is not None:
-            file_system.thaw(descriptor)
+        if frozen:
+            self._agent.call("thaw", self._device.number)
 
     def claim(self) -> bool:
         """Is it frozen? If not now, then it will not stay so."""
         with self._lock:
-            self._given_up = self._descriptor is None
+            self._given_up = not self._frozen
             return not self._given_up
 
     def end(self) -> None:
-        descriptor, self._descriptor = self._descriptor, None
-        if descriptor is not None:
-            file_system.thaw(descriptor)
+        frozen, self._frozen = self._frozen, False
+        if frozen:
+            self._agent.call("thaw", self._device.number)
 
 
 class Nodes:
@@ -108,9 +109,19 @@ class Nodes:
     def __init__(self, mount_dir: str, *, mapper_dir: str = MAPPER_DIR) -> None:
         self._mount_dir = mount_dir
         self._mapper_dir = mapper_dir
+        self._agent = Agent(mount_dir)
         self._loops: dict[str, LoopDevice] = {}
         self._devices: dict[str, NamedDevice] = {}
         self._frozen: dict[str, _Freeze] = {}
+
+    def close(self) -> None:
+        """No call is made after it."""
+        self._agent.close()
+
+    async def _call(self, name: str, *arguments: Any, abandon_on_cancel: bool = False) -> Any:
+        """One of `agent_process`, which touches what may wait for this process."""
+        self._agent.ensure()
+        return await _in_thread(self._agent.call, name, *arguments, abandon_on_cancel=abandon_on_cancel)
 
     def loop_of(self, name: str) -> LoopDevice | None:
         return self._loops.get(name)
@@ -118,17 +129,18 @@ class Nodes:
     async def holder(self, name: str) -> str | None:
         """How the block device of that name is in use beyond the open count, or None."""
         device = self._loops.get(name)
-        if device is not None and await _in_thread(loop.mounted, device):
+        if device is not None and await self._call("mounted", device.number):
             return f"{device.path} is mounted"
         return None
 
     async def activated(self, device: NamedDevice) -> None:
         path = os.path.join(self._mount_dir, device.name)
         try:
-            attached = await _in_thread(functools.partial(loop.attach, path, read_only=device.read_only))
+            number, file = await self._call("attach", path, device.read_only)
         except OSError as error:
             log.warning("%s: no loop device: %s", device.name, error)
             return
+        attached = LoopDevice(number, None if file is None else (file[0], file[1]))
         # The loop driver's own open of the file is not a use of the device.
         device.closed()
         self._loops[device.name], self._devices[device.name] = attached, device
@@ -139,7 +151,7 @@ class Nodes:
         attached = self._loops.get(device.name)
         if attached is not None:
             try:
-                await _in_thread(loop.resize, attached)
+                await self._call("resize", attached.number)
             except OSError as error:
                 log.warning("%s: %s keeps its size: %s", device.name, attached.path, error)
 
@@ -160,14 +172,15 @@ class Nodes:
             return
         try:
             if lockfs and attached.number in await _in_thread(file_system.mounted_loops):
-                freeze = _Freeze(attached)
+                self._agent.ensure()
+                freeze = _Freeze(self._agent, attached)
                 try:
                     await _in_thread(freeze.begin, abandon_on_cancel=True)
                 finally:
                     if freeze.claim():
                         self._frozen[device.name] = freeze
             if device.name not in self._frozen:
-                await _in_thread(loop.sync, attached, abandon_on_cancel=True)
+                await self._call("sync", attached.number, abandon_on_cancel=True)
         except OSError as error:
             log.warning("%s: %s cannot be synced: %s", device.name, attached.path, error)
 
@@ -181,6 +194,7 @@ class Nodes:
         if freeze is None:
             return
         try:
+            self._agent.ensure()
             with trio.move_on_after(_THAW_SECONDS, shield=True) as limit:  # a pool that is suspended holds it up
                 await _in_thread(freeze.end, abandon_on_cancel=True)
             if limit.cancelled_caught:
@@ -198,7 +212,7 @@ class Nodes:
         if attached is None:
             return
         try:
-            if await _in_thread(loop.is_same, attached):
+            if await self._call("is_same", attached.number, attached.file):
                 device.opened()  # counted again, because its release will be
                 await self._detach(device, attached, deferred=deferred)
         except OSError as error:
@@ -208,7 +222,7 @@ class Nodes:
 
     async def _detach(self, device: NamedDevice, attached: LoopDevice, *, deferred: bool) -> None:
         try:
-            await _in_thread(functools.partial(loop.detach, attached, deferred=deferred))
+            await self._call("detach", attached.number, deferred)
         except InUse as error:
             if not deferred:
                 device.closed()
@@ -232,38 +246,34 @@ class Nodes:
         wait for space keep a loop device from being let go."""
         for name, attached in list(self._loops.items()):
             with suppress(OSError):
-                if await _in_thread(loop.mounted, attached, abandon_on_cancel=True):
+                if await self._call("mounted", attached.number, abandon_on_cancel=True):
                     log.warning("%s: %s is mounted; its I/O fails from now on", name, attached.path)
-                if await _in_thread(loop.is_same, attached, abandon_on_cancel=True):
+                if await self._call("is_same", attached.number, attached.file, abandon_on_cancel=True):
                     self._devices[name].opened()
                     with suppress(InUse):
-                        await _in_thread(
-                            functools.partial(loop.detach, attached, deferred=True), abandon_on_cancel=True
-                        )
+                        await self._call("detach", attached.number, True, abandon_on_cancel=True)
             await _in_thread(self._unlink, name, attached)
         self._loops.clear()
         self._devices.clear()
 
     async def clean_stale(self) -> None:
         """Before the first device: the loop devices and links that a server of this directory left."""
+        self._agent.ensure()
         await _in_thread(self._clean_stale)
 
     def _clean_stale(self) -> None:
-        links = {}
-        if os.path.isdir(self._mapper_dir):
-            with os.scandir(self._mapper_dir) as entries:
-                links = {entry.path: os.readlink(entry.path) for entry in entries if entry.is_symlink()}
+        links = _links_in(self._mapper_dir)
         stale = {device.path: device for device in loop.attached_under(os.path.realpath(self._mount_dir))}
         for path, target in links.items():  # the dead mount may be gone, and then the file's path says less
             device = loop.by_path(target)
-            if device is not None and loop.is_orphan(device, os.path.basename(path)):
+            if device is not None and self._agent.call("is_orphan", device.number, os.path.basename(path)):
                 stale[target] = device
         for device in stale.values():
             try:
-                mounted = loop.mounted(device)
-                if mounted and file_system.thaw_abandoned(device):
+                mounted = self._agent.call("mounted", device.number)
+                if mounted and self._agent.call("thaw_abandoned", device.number):
                     log.warning("%s: the file system on it was frozen by a suspend: thawed", device.path)
-                loop.abandon(device)
+                self._agent.call("abandon", device.number)
             except OSError as error:
                 log.warning("%s: left by a server that ended badly, cannot be detached: %s", device.path, error)
                 continue
@@ -272,8 +282,10 @@ class Nodes:
         for path, target in links.items():
             device = loop.by_path(target)
             if device is not None and (target in stale or loop.backing_path(device) is None):
-                os.unlink(path)
-                log.warning("%s: removed, it led to %s", path, target)
+                with suppress(OSError):  # another server has removed it, or has its own there
+                    if os.readlink(path) == target:
+                        os.unlink(path)
+                        log.warning("%s: removed, it led to %s", path, target)
 
     def _link(self, name: str, attached: LoopDevice) -> None:
         path = os.path.join(self._mapper_dir, name)
@@ -292,6 +304,16 @@ class Nodes:
         with suppress(OSError):  # not there, or not a link
             if os.readlink(path) == attached.path:
                 os.unlink(path)
+
+
+def _links_in(directory: str) -> dict[str, str]:
+    """Path and target of each; other servers make and remove theirs meanwhile."""
+    links = {}
+    with suppress(FileNotFoundError), os.scandir(directory) as entries:
+        for entry in entries:
+            with suppress(OSError):  # no link, or no longer there
+                links[entry.path] = os.readlink(entry.path)
+    return links
 
 
 async def _in_thread(function: Callable[..., T], *arguments: object, abandon_on_cancel: bool = False) -> T:

@@ -19,6 +19,7 @@ from thinfs.fuse.binding import connect, nr_sessions, pyfuse3, session_fd, verif
 from thinfs.fuse.image import Image, ImageSource
 from thinfs.fuse.operations import ImageOperations
 from thinfs.libc import set_io_flusher, write_dirty_pages
+from thinfs.mountinfo import mounted_on
 
 log = logging.getLogger(__name__)
 
@@ -193,7 +194,7 @@ def _write_dirty_pages(path: str) -> None:
 
 
 def _raise_readahead(directory: str) -> None:
-    entry = mountpoint.mounted_on(directory)
+    entry = mounted_on(directory)
     try:
         if entry is not None:
             with open(f"/sys/class/bdi/{entry.device}/read_ahead_kb", "w") as setting:

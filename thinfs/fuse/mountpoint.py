@@ -6,44 +6,18 @@ anything else is left as it is. All of it may block on a foreign file system: ca
 
 import errno
 import os
-import re
 import shutil
 import stat
 import subprocess
-from dataclasses import dataclass
 from typing import Final
 
+from thinfs.dead_server import FS_TYPE
 from thinfs.errors import AccessDenied, BackingMissing, Busy, OtherError, PermissionRefused, from_oserror
+from thinfs.mountinfo import mounted_on
 
 DEV_FUSE: Final = "/dev/fuse"
 FUSE_CONF: Final = "/etc/fuse.conf"
 FS_NAME: Final = "thinfs"
-FS_TYPE: Final = "fuse.thinfs"
-
-
-@dataclass(frozen=True, slots=True)
-class MountEntry:
-    """One line of /proc/self/mountinfo (proc(5))."""
-
-    directory: str
-    device: str  # MAJ:MIN
-    fs_type: str
-
-
-def _unescape(field: str) -> str:
-    return re.sub(r"\\([0-7]{3})", lambda match: chr(int(match[1], 8)), field)
-
-
-def mounted_on(directory: str) -> MountEntry | None:
-    """The uppermost mount on a resolved path, without touching the path."""
-    found = None
-    with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as lines:
-        for line in lines:
-            fields, _, rest = line.partition(" - ")
-            parts = fields.split(" ")
-            if _unescape(parts[4]) == directory:
-                found = MountEntry(directory, parts[2], rest.split(" ")[0])
-    return found
 
 
 def _is_stale(directory: str) -> bool:

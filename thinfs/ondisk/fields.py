@@ -61,6 +61,17 @@ def leading_integers(schema: Any) -> struct.Struct:
     return struct.Struct("<" + "".join(formats))
 
 
+def words(record: struct.Struct) -> struct.Struct:
+    """The same bytes as u64, which is how a btree node holds a value of more than 8 bytes.
+
+    `record.unpack(words.pack(*w))` are the fields of a value, `words.unpack(record.pack(*f))` its words, on any host.
+    """
+    nr, rest = divmod(record.size, 8)
+    if rest:
+        raise ValueError(f"a record of {record.size} bytes is not made of u64")
+    return struct.Struct(f"<{nr}Q")
+
+
 def value_typecode(value_size: int) -> str:
     """The array type whose items make up values of `value_size` bytes: u64 where they fit, then u32."""
     return "BBBBIBBBQ"[value_size & 7 or 8]

@@ -26,7 +26,9 @@ INDEX_ENTRY = Struct(
     "nr_free" / Int32ul,  # starts at 16320 even where the last bitmap covers fewer blocks
     "none_free_before" / Int32ul,  # no free entry below this bit
 )
-INDEX_ENTRY_BYTES: Final = 16
+_ENTRY: Final = fields.leading_integers(INDEX_ENTRY)  # all of it
+_ENTRY_WORDS: Final = fields.words(_ENTRY)
+INDEX_ENTRY_BYTES: Final = _ENTRY.size
 
 METADATA_INDEX = Struct(
     "csum" / Int32ul,
@@ -64,12 +66,12 @@ class IndexEntry:
     none_free_before: int = 0
 
     @classmethod
-    def from_words(cls, blocknr: int, counts: int) -> "IndexEntry":
-        return cls(blocknr, counts & 0xFFFFFFFF, counts >> 32)
+    def from_words(cls, *words: int) -> "IndexEntry":
+        return cls(*_ENTRY.unpack(_ENTRY_WORDS.pack(*words)))
 
-    def words(self) -> tuple[int, int]:
+    def words(self) -> tuple[int, ...]:
         """The entry as the two u64 that a btree node of 16-byte values holds."""
-        return self.blocknr, self.nr_free | self.none_free_before << 32
+        return _ENTRY_WORDS.unpack(_ENTRY.pack(self.blocknr, self.nr_free, self.none_free_before))
 
 
 @dataclass(slots=True)

@@ -9,6 +9,8 @@ from typing import Final
 
 from construct import Int32ul, Int64ul, Struct
 
+from thinfs.ondisk import fields
+
 TIME_BITS: Final = 24
 TIME_MASK: Final = (1 << TIME_BITS) - 1
 
@@ -18,7 +20,9 @@ DEVICE_DETAILS = Struct(
     "creation_time" / Int32ul,
     "snapshotted_time" / Int32ul,
 )
-DEVICE_DETAILS_BYTES: Final = 24
+_DETAILS: Final = fields.leading_integers(DEVICE_DETAILS)  # all of it
+_DETAILS_WORDS: Final = fields.words(_DETAILS)
+DEVICE_DETAILS_BYTES: Final = _DETAILS.size
 
 
 def pack_mapping(data_block: int, time: int) -> int:
@@ -37,9 +41,10 @@ class DeviceDetails:
     snapshotted_time: int = 0
 
     @classmethod
-    def from_words(cls, mapped_blocks: int, transaction_id: int, times: int) -> "DeviceDetails":
-        return cls(mapped_blocks, transaction_id, times & 0xFFFFFFFF, times >> 32)
+    def from_words(cls, *words: int) -> "DeviceDetails":
+        return cls(*_DETAILS.unpack(_DETAILS_WORDS.pack(*words)))
 
-    def words(self) -> tuple[int, int, int]:
+    def words(self) -> tuple[int, ...]:
         """The record as the three u64 that a btree node of 24-byte values holds."""
-        return self.mapped_blocks, self.transaction_id, self.creation_time | self.snapshotted_time << 32
+        record = _DETAILS.pack(self.mapped_blocks, self.transaction_id, self.creation_time, self.snapshotted_time)
+        return _DETAILS_WORDS.unpack(record)

@@ -11,7 +11,7 @@ from array import array
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from struct import Struct
-from typing import Final
+from typing import Final, TypeAlias
 
 from thinfs.blockdev import BlockDevice, Buffer
 from thinfs.errors import BadMetadata, ThinfsError
@@ -25,6 +25,8 @@ _HEADER: Final = Struct("<IIQIII")  # of ondisk.btree_node.BTREE_NODE, without i
 _MAGIC: Final = SUPERBLOCK_MAGIC.to_bytes(8, "little")
 _MAX_DEPTH: Final = 16
 _ZEROS: Final = bytes(METADATA_BLOCK_BYTES)
+
+DetailsByDevices: TypeAlias = dict[tuple[int, ...], list[tuple[int, dict[int, DeviceDetails]]]]  # with their roots
 
 # What a block is, as far as it can be seen in itself.
 _OTHER: Final = 0
@@ -225,10 +227,8 @@ class MetadataCensus:
         found = self._details_by_devices(self._roots()[1]).get(dev_ids, [])
         return max(found, key=lambda one: (*_age(one[1]), one[0]), default=None)
 
-    def _details_by_devices(
-        self, roots: list[int]
-    ) -> dict[tuple[int, ...], list[tuple[int, dict[int, DeviceDetails]]]]:
-        found: dict[tuple[int, ...], list[tuple[int, dict[int, DeviceDetails]]]] = {}
+    def _details_by_devices(self, roots: list[int]) -> DetailsByDevices:
+        found: DetailsByDevices = {}
         for root in roots:
             details = self.details(root)
             if details:

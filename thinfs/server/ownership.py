@@ -8,6 +8,8 @@ has built in, for the drop-in client loads it.
 import _socket
 import os
 
+from thinfs.process_state import is_over
+
 CREDENTIALS = (_socket.SOL_SOCKET, _socket.SO_PEERCRED, 12)  # getsockopt(*CREDENTIALS); struct ucred: pid, uid, gid
 
 _EPERM = 1
@@ -20,6 +22,11 @@ def check_listener(credentials: bytes, address: str) -> None:
     uid = int.from_bytes(credentials[4:8], "little")
     if uid not in (0, os.geteuid()):
         raise _refused(f"{address}: who listens there is uid {uid}, neither uid {os.geteuid()} nor root")
+
+
+def listener_is_over(credentials: bytes) -> bool:
+    """A killed process may keep its socket: connections are taken, and nobody answers (thinfs.dead_server)."""
+    return is_over(int.from_bytes(credentials[0:4], "little"))
 
 
 def check_file(descriptor: int, path: str) -> None:

@@ -1,8 +1,8 @@
 """What can still be read of a pool: its mapping trees with their damaged parts left out, and which parts these are.
 
 Promises: every node is read once, damage ends at the node it is in, what is lost is known as ranges of thin blocks;
-thins whose root is gone are there with everything lost. Subtrees that thins share stay shared. Memory: some 60 bytes a node.
-Never: guesses a mapping.
+thins whose root is gone are there with everything lost. Subtrees that thins share stay shared. Memory: some 60 bytes a
+node. Never: guesses a mapping.
 """
 
 from array import array
