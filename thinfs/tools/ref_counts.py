@@ -116,6 +116,14 @@ class StoredMap:
         block_nr = self.entries[i].blocknr
         return bytes(Bitmap.parse(read_block(trees.device, block_nr), block_nr).entries)
 
+    def counts(self, trees: PoolTrees, i: int) -> bytes:
+        """A byte for each count of bitmap `i`, 3 for all above."""
+        return _expanded(self.bitmap(trees, i))
+
+
+def _expanded(bitmap: bytes) -> bytes:
+    return b"".join([_COUNTS_OF_BYTE[byte] for byte in bitmap])
+
 
 def read_metadata_map(trees: PoolTrees, leaves: Leaves) -> StoredMap:
     root = trees.superblock.metadata_space_map_root
@@ -178,7 +186,7 @@ def compare(trees: PoolTrees, stored: StoredMap, expected: RefCounts, found: Dif
         begin, end = i * ENTRIES_PER_BITMAP, min((i + 1) * ENTRIES_PER_BITMAP, nr_blocks)
         live, bitmap = expected.small(begin, end), stored.bitmap(trees, i)
         if bitmap != _mappings.pack_counts(live).ljust(len(bitmap), b"\0"):
-            counts = b"".join([_COUNTS_OF_BYTE[byte] for byte in bitmap])
+            counts = _expanded(bitmap)
             live = counts[: end - begin]
             if any(counts[end - begin :]):
                 found.wrong.append(f"{name} space map: counts past its end, in bitmap {i}")

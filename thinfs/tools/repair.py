@@ -7,7 +7,7 @@ begin with.
 """
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Final
 
 from thinfs.blockdev import BlockDevice
@@ -15,11 +15,12 @@ from thinfs.errors import BadMetadata, InvalidArgument, ThinfsError
 from thinfs.ondisk.superblock import SUPERBLOCK_LOCATION, Superblock
 from thinfs.ondisk.thin import DeviceDetails
 from thinfs.persistent.candidates import MetadataCensus, RootCandidate
+from thinfs.tools.copier import copy_thins
 from thinfs.tools.ir import PoolDump, PoolHeader, ThinDump
-from thinfs.tools.metadata_writer import MetadataWriter, Subtree
-from thinfs.tools.nodes import read_block, read_blocks
+from thinfs.tools.metadata_writer import MetadataWriter
+from thinfs.tools.nodes import NO_BOUND, read_block
 from thinfs.tools.restore import Overrides, check_header
-from thinfs.tools.salvage import Salvage, SalvagedThin
+from thinfs.tools.salvage import Salvage
 from thinfs.tools.walk import PoolTrees
 
 _UNKNOWN_NR_DATA_BLOCKS: Final = 1 << 40
@@ -37,6 +38,17 @@ class Rescued:
     @property
     def is_whole(self) -> bool:
         return all(thin.is_whole for thin in self.salvage.thins) and not self.remarks
+
+    def lines(self) -> Iterator[str]:
+        """What people should know: nothing of a pool that is whole."""
+        if self.is_whole:
+            return
+        yield f"from {self.origin}"
+        yield from self.remarks
+        for thin in self.salvage.thins:
+            for one in thin.lost:
+                last = "the end" if one.last == NO_BOUND else one.last
+                yield f"thin {thin.dev_id}: lost thin blocks {one.begin}..{last}: {one.why}"
 
 
 def rescue(
@@ -149,40 +161,6 @@ def _thins(salvage: Salvage, mappings: bool) -> Iterator[ThinDump]:
 
 
 def write(rescued: Rescued, target: BlockDevice) -> None:
-    """Thins of which nothing is left are left out."""
     writer = MetadataWriter(target, rescued.header)
-    copier = _Copier(rescued.salvage, writer)
-    for thin in rescued.salvage.thins:
-        if thin.root >= 0:
-            writer.add_thin(thin.dev_id, replace(thin.details), copier.root(thin))
+    copy_thins(rescued.salvage, writer)
     writer.finish()
-
-
-class _Copier:
-    """Nodes as they are, once each; above a node that lost something, new ones."""
-
-    def __init__(self, salvage: Salvage, writer: MetadataWriter) -> None:
-        self._salvage = salvage
-        self._writer = writer
-        self._copies: dict[int, Subtree] = {}
-
-    def root(self, thin: SalvagedThin) -> int:
-        if self._salvage.is_whole(thin.root):
-            return self._copied([thin.root])[0].block_nr
-        known = self._copies.get(thin.root)
-        if known is None:
-            leaves = self._copied(list(self._salvage.leaves(thin.root)))
-            known = self._copies[thin.root] = Subtree(leaves[0].lowest, self._writer.tree(leaves))
-        return known.block_nr
-
-    def _copied(self, block_nrs: list[int]) -> list[Subtree]:
-        """Of whole subtrees, side by side."""
-        new = [one for one in dict.fromkeys(block_nrs) if one not in self._copies]
-        leaves = [one for one in new if self._salvage.is_leaf(one)]
-        for leaf, block in zip(leaves, read_blocks(self._salvage.device, leaves), strict=True):
-            self._copies[leaf] = self._writer.copied_leaf(block)
-        for one in new:
-            if not self._salvage.is_leaf(one):
-                below = self._copied(list(self._salvage.children[one]))
-                self._copies[one] = self._writer.internal_node(below)
-        return [self._copies[one] for one in block_nrs]

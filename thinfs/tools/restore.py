@@ -40,5 +40,5 @@ def restore(pool: PoolDump, target: BlockDevice, overrides: Overrides = Override
     writer = MetadataWriter(target, header)
     for thin in pool.thins:
         leaves, nr = writer.leaves(thin.batches)
-        writer.add_thin(thin.dev_id, replace(thin.details, mapped_blocks=nr), writer.tree(leaves))
+        writer.add_thin(thin.dev_id, replace(thin.details, mapped_blocks=nr), writer.nodes.tree(leaves))
     writer.finish()
