@@ -41,6 +41,8 @@ def variables(mount_dir: str, environment: Mapping[str, str]) -> dict[str, str]:
     """What to add to `environment`."""
     before = [word for word in _words(environment.get("LD_PRELOAD", "")) if word != preload_library()]
     added = {"THINFS_MOUNT": mount_dir, "LD_PRELOAD": ":".join([preload_library(), *before])}
+    # No kernel tells udev of these devices: LVM and libdevmapper make the nodes themselves, whatever lvm.conf says.
+    added["DM_DISABLE_UDEV"] = environment.get("DM_DISABLE_UDEV", "1")
     devices = device_directory(mount_dir)
     if devices is not None and "DM_DEV_DIR" not in environment:
         added["DM_DEV_DIR"] = devices

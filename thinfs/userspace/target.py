@@ -55,7 +55,7 @@ class Target(Protocol):
     async def close(self) -> None: ...
 
     def deps(self) -> list[tuple[int, int]]:
-        """(major, minor) of the block devices that it names."""
+        """(major, minor) of the block devices that it names, in the order in which they are opened."""
 
     def lowers(self) -> Iterator[Backing]:
         """What it stands on."""
