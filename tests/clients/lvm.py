@@ -79,7 +79,9 @@ class Lvm:
         }
         # What `thinfs run` would set for each of a hundred commands.
         printed = self.server.run("run", "--print-env").stdout
-        self.environment.update(line.split("=", 1) for line in printed.splitlines())
+        for line in printed.splitlines():
+            name, _, value = line.partition("=")
+            self.environment[name] = value
 
     def attempt(self, *words: str | Path) -> "subprocess.CompletedProcess[str]":
         """A program in the environment of `thinfs run`, standard error with its output."""
