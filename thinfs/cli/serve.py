@@ -29,7 +29,7 @@ def _mount_option(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def _directory(given: str | None) -> str:
+def directory_of(given: str | None) -> str:
     try:
         return paths.mount_dir(given)
     except OSError as error:
@@ -49,7 +49,7 @@ def serve(arguments: Sequence[str]) -> int:
     parser.add_argument("--if-needed", action="store_true", help="no error if a server is there already")
     options = parser.parse_args(arguments)
     try:
-        directory = _directory(options.mount)
+        directory = directory_of(options.mount)
         return _serve(directory, options.backend, foreground=options.foreground, if_needed=options.if_needed)
     except ThinfsError as error:
         print(f"thinfs serve: {error}", file=sys.stderr)
@@ -90,7 +90,7 @@ def stop(arguments: Sequence[str]) -> int:
     parser.add_argument("--force", action="store_true", help="even while devices are open: their I/O fails then")
     options = parser.parse_args(arguments)
     try:
-        directory = _directory(options.mount)
+        directory = directory_of(options.mount)
         if not answers(directory):
             print(f"thinfs stop: {directory}: no server", file=sys.stderr)
             return 1
