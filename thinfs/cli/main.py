@@ -19,6 +19,7 @@ COMMANDS: Mapping[str, Command] = {
     "serve": Command("thinfs.cli.serve", "serve", "start the device-mapper process"),
     "stop": Command("thinfs.cli.serve", "stop", "remove the devices and end it"),
     "dmsetup": Command("thinfs.cli.dmsetup", "run", "the commands of dmsetup; `thinfs dmsetup help` lists them"),
+    "run": Command("thinfs.cli.run", "run", "run LVM, dockerd, the real dmsetup and their like on this server"),
     "docker": Command("thinfs.cli.docker", "main", "a directory of Docker's devicemapper driver"),
     "lvm": Command("thinfs.cli.lvm", "main", "the volumes on LVM disks, without LVM and without root"),
     "check": Command("thinfs.cli.tools", "check", "check a pool's metadata"),

@@ -23,11 +23,12 @@ import trio
 from thinfs.dead_server import holds_on, let_go
 from thinfs.dm.backend import Backend
 from thinfs.errors import Busy, PermissionRefused, ThinfsError, from_oserror
+from thinfs.ioctl.door import Door
 from thinfs.plain_text import plain
 from thinfs.server import paths
 from thinfs.server.ownership import CREDENTIALS, check_file, check_listener, listener_is_over
 from thinfs.server.removal import Holder, nobody
-from thinfs.server.server import ControlServer, bind, serve_control
+from thinfs.server.server import ControlServer, listening, serve_connections
 
 log = logging.getLogger(__name__)
 
@@ -51,12 +52,15 @@ async def run(directory: str, assembly: Assembly, ready: Callable[[], None]) -> 
     """Serve until a signal or `stop`. Calls are refused first, then the assembly winds up."""
     with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
         async with assembly(directory) as served:
-            path = paths.socket_path(directory)
-            listener = bind(path)
-            try:
-                server = ControlServer(served.backend, directory, served.holder, served.settle, served.devices_stay)
+            server = ControlServer(served.backend, directory, served.holder, served.settle, served.devices_stay)
+            door = Door(served.backend, served.settle)
+            with (
+                listening(paths.socket_path(directory)) as control,
+                listening(paths.ioctl_socket_path(directory)) as ioctls,
+            ):
                 async with trio.open_nursery() as nursery:
-                    await nursery.start(serve_control, server, listener)
+                    await nursery.start(serve_connections, server.handle, control)
+                    await nursery.start(serve_connections, door.handle, ioctls)
                     ready()
                     notify_service_manager("READY=1")
                     log.info("serving %s", directory)
@@ -64,9 +68,6 @@ async def run(directory: str, assembly: Assembly, ready: Callable[[], None]) -> 
                     await server.stopping.wait()
                     notify_service_manager("STOPPING=1")
                     nursery.cancel_scope.cancel()
-            finally:
-                with suppress(FileNotFoundError):
-                    os.unlink(path)
     log.info("ended")
 
 
