@@ -103,7 +103,8 @@ class NewMappings:
             mapping.error = error
             self._pending.mapped.append(mapping)
 
-        self._pending.data_io.append(DataIO(nr_bytes, self._state.data.chain(requests), finished))
+        job = self._state.data.chain(requests, source_at_once=mapping.thin.at_once)
+        self._pending.data_io.append(DataIO(nr_bytes, job, finished))
 
     def _start_overwrite(self, mapping: NewMapping) -> None:
         bio = mapping.bio
