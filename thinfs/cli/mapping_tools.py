@@ -61,7 +61,7 @@ def _delta(options: argparse.Namespace, program: str) -> int:
             print_json([_as_json(one) for one in found])
         else:
             pieces = verbose_pieces if options.verbose else simple_pieces
-            write_out(None, pieces(header_of(trees), names[0], names[1], found))
+            write_out(None, pieces(header_of(trees), trees.superblock.held_root, names[0], names[1], found))
     return 0
 
 

@@ -66,7 +66,8 @@ def _restore(options: argparse.Namespace, program: str) -> int:
     with _open(options.input) as file, writing(output, options.input) as target:
         progress = Progress(program, os.fstat(file.fileno()).st_size)
         try:
-            restore_pool(XmlSource(file, options.input, progress).pool(), target, overrides_of(options))
+            header, items = XmlSource(file, options.input, progress).items()
+            restore_pool(header, items, target, overrides_of(options))
         finally:
             progress.clear()
     return 0

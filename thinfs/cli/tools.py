@@ -25,7 +25,7 @@ from thinfs.cli.tool_frame import (
     write_out,
     writing,
 )
-from thinfs.errors import InvalidArgument
+from thinfs.errors import InvalidArgument, from_oserror
 from thinfs.ondisk.superblock import FLAG_NEEDS_CHECK, SUPERBLOCK_LOCATION, Superblock
 from thinfs.tools.block_map import map_lines
 from thinfs.tools.check import Verdict, check_pool, check_superblock
@@ -187,6 +187,8 @@ def _format(name: str) -> Callable[[PoolDump], Pieces]:
         path = name.removeprefix("custom=")
         try:
             pieces = runpy.run_path(path).get("pieces")
+        except OSError as error:
+            raise from_oserror(error, f"--format {name}") from None
         except Exception as error:  # whatever a file of others raises
             raise InvalidArgument(f"--format {name}: {type(error).__name__}: {error}") from None
         if not callable(pieces):

@@ -82,16 +82,17 @@ def _rest(run: MappingRun, begin: int) -> MappingRun | None:
 # -- as text
 
 
-def _head(header: PoolHeader, left: str, right: str) -> bytes:
+def _head(header: PoolHeader, held_root: int, left: str, right: str) -> bytes:
+    held = f' metadata_snap="{held_root}"' if held_root else ""  # 1.x leaves it out
     return (
         f'<superblock uuid="" time="{header.time}" transaction="{header.trans_id}" '
-        f'data_block_size="{header.data_block_size}" nr_data_blocks="{header.nr_data_blocks}">\n'
+        f'data_block_size="{header.data_block_size}" nr_data_blocks="{header.nr_data_blocks}"{held}>\n'
         f'  <diff left="{left}" right="{right}">\n'
     ).encode()
 
 
-def simple_pieces(header: PoolHeader, left: str, right: str, found: Iterable[Stretch]) -> Pieces:
-    yield _head(header, left, right)
+def simple_pieces(header: PoolHeader, held_root: int, left: str, right: str, found: Iterable[Stretch]) -> Pieces:
+    yield _head(header, held_root, left, right)
     for kind, begin, length in _without_data(found):
         yield f'    <{kind} begin="{begin}" length="{length}"/>\n'.encode()
     yield b"  </diff>\n</superblock>\n"
@@ -111,8 +112,8 @@ def _without_data(found: Iterable[Stretch]) -> Iterator[tuple[Kind, int, int]]:
         yield last
 
 
-def verbose_pieces(header: PoolHeader, left: str, right: str, found: Iterable[Stretch]) -> Pieces:
-    yield _head(header, left, right)
+def verbose_pieces(header: PoolHeader, held_root: int, left: str, right: str, found: Iterable[Stretch]) -> Pieces:
+    yield _head(header, held_root, left, right)
     kind = None
     for one in found:
         if one.kind is not kind:

@@ -49,6 +49,12 @@ class RunBatch:
         return islice(map(MappingRun, words, words, words, words), self.nr_runs)
 
 
+def keys_of(batch: RunBatch) -> tuple[int, int]:
+    """The first thin block and the one behind the last, of a batch that is not empty."""
+    last = RUN_WORDS * (batch.nr_runs - 1)
+    return batch.words[0], batch.words[last] + batch.words[last + 2]
+
+
 def leaf_batch(leaf: Buffer) -> RunBatch:
     """The runs of one leaf, the whole block; BadMetadata is for those who read it: a ValueError where it is none."""
     words = array("Q", bytes(8 * RUN_WORDS * MAX_LEAF_ENTRIES))

@@ -7,15 +7,15 @@ each to be read to its end before the next. Never: knows entities or elements of
 
 import re
 from array import array
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import BinaryIO, Final
 
 from thinfs.errors import InvalidArgument
 from thinfs.ondisk.superblock import METADATA_VERSION
 from thinfs.ondisk.thin import TIME_MASK, DeviceDetails
 from thinfs.tools import _mappings
-from thinfs.tools.ir import PoolDump, PoolHeader, ThinDump
-from thinfs.tools.runs import BATCH_RUNS, RUN_WORDS, RunBatch
+from thinfs.tools.ir import Part, PoolDump, PoolHeader, SharedDump, ThinDump, ThinParts
+from thinfs.tools.runs import BATCH_RUNS, RUN_WORDS, RunBatch, keys_of
 
 _CHUNK: Final = 1 << 20
 _MAX_TAG: Final = 1 << 16
@@ -35,8 +35,15 @@ class XmlSource:
         self._at = 0
         self._lines = 1  # before `_text`
         self._ended = False
+        self._names: set[str] = set()
 
     def pool(self) -> PoolDump:
+        """With what is shared in the place of each reference to it; it is kept in memory."""
+        header, items = self.items()
+        return PoolDump(header, _expanded(items))
+
+    def items(self) -> tuple[PoolHeader, Iterator[SharedDump | ThinParts]]:
+        """In the order of the text; what is shared stands before the first reference to it."""
         name, values, closed = self._tag()
         if name != "superblock" or closed:
             raise self._wrong(f"<{name}> where <superblock> is expected")
@@ -48,13 +55,21 @@ class XmlSource:
             data_block_size=self._number(values, "data_block_size"),
             nr_data_blocks=self._number(values, "nr_data_blocks"),
         )
-        return PoolDump(header, self._thins())
+        return header, self._items()
 
-    def _thins(self) -> Iterator[ThinDump]:
+    def _items(self) -> Iterator[SharedDump | ThinParts]:
         while True:
             name, values, closed = self._tag()
             if name == "/superblock":
                 break
+            if name == "def":
+                label = self._new_name(values)
+                parts = iter(()) if closed else self._parts(f"<def> {label!r}", "/def")
+                yield SharedDump(label, parts)
+                for _ in parts:
+                    pass
+                self._names.add(label)
+                continue
             if name != "device":
                 raise self._wrong(f"<{name}> where <device> is expected")
             details = DeviceDetails(
@@ -64,14 +79,20 @@ class XmlSource:
                 snapshotted_time=self._number(values, "snap_time"),
             )
             dev_id = self._number(values, "dev_id")
-            batches = iter(()) if closed else self._batches(dev_id)
-            yield ThinDump(dev_id, details, batches)
-            for _ in batches:  # what the reader did not want
+            parts = iter(()) if closed else self._parts(f"thin {dev_id}", "/device")
+            yield ThinParts(dev_id, details, parts)
+            for _ in parts:  # what the reader did not want
                 pass
         if self._more_tags():
             raise self._wrong("something follows </superblock>")
 
-    def _batches(self, dev_id: int) -> Iterator[RunBatch]:
+    def _new_name(self, values: dict[str, str]) -> str:
+        name = values.get("name")
+        if name is None or name in self._names:
+            raise self._wrong("<def> without a name" if name is None else f"<def> {name!r}: twice")
+        return name
+
+    def _parts(self, whose: str, end: str) -> Iterator[Part]:
         next_key = 0
         while True:
             words = array("Q", bytes(8 * RUN_WORDS * BATCH_RUNS))
@@ -81,18 +102,23 @@ class XmlSource:
                 if refused >= 0:
                     one = list(RunBatch(words, nr_runs))[refused]
                     raise self._wrong(
-                        f"thin {dev_id}: mapping of thin block {one.thin_begin}, length {one.length}, time {one.time}: "
+                        f"{whose}: mapping of thin block {one.thin_begin}, length {one.length}, time {one.time}: "
                         f"empty, too large, or not behind the one before it"
                     )
                 last = RUN_WORDS * (nr_runs - 1)
                 next_key = words[last] + words[last + 2]
                 yield RunBatch(words, nr_runs)
                 continue
-            name, _, _ = self._tag(stop_at_mapping=True)
-            if name == "/device":
+            name, values, closed = self._tag(stop_at_mapping=True)
+            if name == end:
                 return
-            if name:
-                raise self._wrong(f"thin {dev_id}: <{name}> where a mapping is expected")
+            if name == "ref" and closed:
+                if values.get("name") not in self._names:
+                    raise self._wrong(f"{whose}: <ref> to {values.get('name')!r}, which is not there")
+                yield values["name"]
+                next_key = 0  # whoever puts the parts together looks at their order
+            elif name:
+                raise self._wrong(f"{whose}: <{name}> where a mapping is expected")
 
     # -- tags
 
@@ -162,6 +188,26 @@ _MOST: Final = {
     "time": TIME_MASK, "flags": _U32, "version": _U32, "data_block_size": _U32, "nr_data_blocks": 1 << 40,
     "dev_id": (1 << 24) - 1, "creation_time": _U32, "snap_time": _U32,
 }  # fmt: skip
+
+
+def _expanded(items: Iterable[SharedDump | ThinParts]) -> Iterator[ThinDump]:
+    shared: dict[str, list[RunBatch]] = {}
+    for item in items:
+        if isinstance(item, SharedDump):
+            shared[item.name] = list(_batches(item.parts, shared, item.name))
+        else:
+            yield ThinDump(item.dev_id, item.details, _batches(item.parts, shared, f"thin {item.dev_id}"))
+
+
+def _batches(parts: Iterable[Part], shared: dict[str, list[RunBatch]], whose: str) -> Iterator[RunBatch]:
+    next_key = 0
+    for part in parts:
+        for batch in shared[part] if isinstance(part, str) else (part,):
+            begin, end = keys_of(batch)
+            if begin < next_key:
+                raise InvalidArgument(f"{whose}: thin block {begin} comes after {next_key - 1}")
+            next_key = end
+            yield batch
 
 
 def _attributes(text: bytes) -> dict[str, str]:
