@@ -80,9 +80,11 @@ def _connected(directory: str) -> _socket.socket:
     connection = _socket.socket(_socket.AF_UNIX, _socket.SOCK_STREAM)
     try:
         connection.connect(address)
+        check_listener(connection.getsockopt(*CREDENTIALS), address)
     except OSError as error:
-        raise OSError(error.errno, f"{address}: {error.strerror or error}") from None
-    check_listener(connection.getsockopt(*CREDENTIALS), address)
+        connection.close()
+        text = error.strerror or str(error)
+        raise OSError(error.errno, text if text.startswith(address) else f"{address}: {text}") from None
     return connection
 
 

@@ -16,6 +16,7 @@ from thinfs.docker.pool import Inventory, Row, find_device, take_inventory
 from thinfs.docker.roll_back import roll_back
 from thinfs.docker.snapshot import remove_snapshot, take_snapshot
 from thinfs.errors import ThinfsError, from_oserror
+from thinfs.plain_text import plain
 
 _NAMES_SHOWN = 2
 _UNITS = ("B", "KiB", "MiB", "GiB", "TiB", "PiB")
@@ -27,12 +28,12 @@ def main(arguments: Sequence[str]) -> int:
     try:
         return run(options)
     except ThinfsError as error:
-        print(f"thinfs docker {options.command}: {error}", file=sys.stderr)
+        print(plain(f"thinfs docker {options.command}: {error}"), file=sys.stderr)
     except BrokenPipeError:
         sys.stderr.close()  # nothing more to say to anybody, not even at exit
         return 141
     except OSError as error:
-        print(f"thinfs docker {options.command}: {from_oserror(error, str(error.filename))}", file=sys.stderr)
+        print(plain(f"thinfs docker {options.command}: {from_oserror(error, str(error.filename))}"), file=sys.stderr)
     return 1
 
 
@@ -85,21 +86,21 @@ def _snapshot(options: argparse.Namespace) -> int:
 
 
 def _remove(options: argparse.Namespace) -> int:
-    print(remove_snapshot(_read(options), options.snapshot))
+    print(plain(remove_snapshot(_read(options), options.snapshot)))
     return 0
 
 
 def _mount(options: argparse.Namespace) -> int:
     from thinfs.cli.docker_mount import mount
 
-    print(mount(_read(options), options.container, options.mountpoint.resolve(), writable=options.rw))
+    print(plain(mount(_read(options), options.container, options.mountpoint.resolve(), writable=options.rw)))
     return 0
 
 
 def _umount(options: argparse.Namespace) -> int:
     from thinfs.cli.docker_mount import unmount
 
-    print(f"{options.mountpoint}: unmounted, {unmount(options.mountpoint.resolve())}")
+    print(plain(f"{options.mountpoint}: unmounted, {unmount(options.mountpoint.resolve())}"))
     return 0
 
 
@@ -111,7 +112,7 @@ def _roll_back(options: argparse.Namespace) -> int:
 
 def _list(options: argparse.Namespace) -> int:
     inventory = take_inventory(_read(options))
-    print(json.dumps(_document(inventory), indent=2) if options.json else "\n".join(_lines(inventory)))
+    print(json.dumps(_document(inventory), indent=2) if options.json else "\n".join(map(plain, _lines(inventory))))
     return 0
 
 

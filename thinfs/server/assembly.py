@@ -34,6 +34,10 @@ class FrontEnds:
         self.numbers: Numbers | None = None
         self._nodes = block_devices
 
+    def check_new_name(self, name: str) -> None:
+        if self._nodes is not None:
+            self._nodes.check_new_name(name)
+
     async def activated(self, device: MappedDevice) -> None:
         if self._nodes is not None:
             await self._nodes.activated(device)

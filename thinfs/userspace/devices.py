@@ -114,6 +114,8 @@ class DeviceMapper:
     async def create(
         self, name: str, table: str | None, *, uuid: str = "", read_only: bool = False, minor: int | None = None
     ) -> DeviceInfo:
+        self._registry.check_new_name(name)
+        self.listener.check_new_name(name)
         device = self._registry.add(name, uuid, minor)
         device.on_last_close = partial(self._closed, device)
         device.on_gate_opened = self.pools.pump
@@ -302,6 +304,7 @@ class DeviceMapper:
     async def rename(self, name: str, new_name: str) -> None:
         async with self._locked(name) as device:
             self._registry.check_new_name(new_name)
+            self.listener.check_new_name(new_name)
             self._registry.rename(device, new_name)
             if device.announced:
                 with trio.CancelScope(shield=True):
