@@ -20,7 +20,7 @@ import trio
 
 from thinfs.dm import ioctl
 from thinfs.dm.backend import Backend
-from thinfs.errors import ThinfsError
+from thinfs.errors import NoSuchDevice, ThinfsError
 from thinfs.ioctl.commands import perform
 
 log = logging.getLogger(__name__)
@@ -79,7 +79,9 @@ class Door:
             await self.settle()
             return 0, await perform(self.backend, command, raw)
         except ThinfsError as error:
-            log.warning("%s refused: %s (errno %d)", command, error, error.errno)
+            # LVM asks for many a device that is not there.
+            level = logging.INFO if isinstance(error, NoSuchDevice) else logging.WARNING
+            log.log(level, "%s refused: %s (errno %d)", command, error, error.errno)
             return error.errno, version
         except ioctl.MalformedBuffer as error:
             log.warning("%s refused: %s (EINVAL)", command, error.strerror)

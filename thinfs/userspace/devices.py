@@ -16,6 +16,7 @@ from typing import Final
 import trio
 
 from thinfs.bio import Bio, Op
+from thinfs.blockdev import BlockDevice
 from thinfs.dm.backend import DeviceInfo, OpenDevice, TargetVersion
 from thinfs.dm.message import split_message
 from thinfs.dm.table import TargetLine, parse_table
@@ -64,6 +65,10 @@ class DeviceMapper:
         background = Background(nursery)
         self._backings = BackingDevices(background)
         self.pools = Pools(self._backings, background, nursery)
+
+    def lend(self, word: str, device: BlockDevice) -> None:
+        """A device of whoever assembles this one, as something that a table may name."""
+        self._backings.lend(word, device)
 
     # -- looking up --------------------------------------------------------------------------------------
 
@@ -114,6 +119,8 @@ class DeviceMapper:
     async def create(
         self, name: str, table: str | None, *, uuid: str = "", read_only: bool = False, minor: int | None = None
     ) -> DeviceInfo:
+        self._registry.check_new_name(name)
+        self.listener.check_new_name(name)
         device = self._registry.add(name, uuid, minor)
         device.on_last_close = partial(self._closed, device)
         device.on_gate_opened = self.pools.pump
@@ -302,6 +309,7 @@ class DeviceMapper:
     async def rename(self, name: str, new_name: str) -> None:
         async with self._locked(name) as device:
             self._registry.check_new_name(new_name)
+            self.listener.check_new_name(new_name)
             self._registry.rename(device, new_name)
             if device.announced:
                 with trio.CancelScope(shield=True):
