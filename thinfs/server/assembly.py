@@ -89,10 +89,10 @@ class FrontEnds:
 
 
 @asynccontextmanager
-async def userspace(directory: str) -> AsyncIterator[Served]:
-    """The assembly of `thinfs serve`."""
+async def userspace(directory: str, *, loop_devices: bool = True) -> AsyncIterator[Served]:
+    """The assembly of `thinfs serve`; without `loop_devices` the devices are files and nothing else."""
     made = _make(directory)
-    reason = nodes.available()
+    reason = nodes.available() if loop_devices else "not wanted"
     if reason is not None:
         log.info("no loop devices and no %s links: %s", nodes.MAPPER_DIR, reason)
     block_devices = Nodes(directory) if reason is None else None

@@ -16,6 +16,7 @@ from typing import Final
 import trio
 
 from thinfs.bio import Bio, Op
+from thinfs.blockdev import BlockDevice
 from thinfs.dm.backend import DeviceInfo, OpenDevice, TargetVersion
 from thinfs.dm.message import split_message
 from thinfs.dm.table import TargetLine, parse_table
@@ -64,6 +65,10 @@ class DeviceMapper:
         background = Background(nursery)
         self._backings = BackingDevices(background)
         self.pools = Pools(self._backings, background, nursery)
+
+    def lend(self, word: str, device: BlockDevice) -> None:
+        """A device of whoever assembles this one, as something that a table may name."""
+        self._backings.lend(word, device)
 
     # -- looking up --------------------------------------------------------------------------------------
 
