@@ -11,15 +11,15 @@ import resource
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
 from bench.metadata_images import DATA_BLOCK_SECTORS, SPARE_METADATA_BLOCKS, copy_in_memory
+from thinfs.bio import Bio, Op
 from thinfs.blockdev import Buffer, FileDevice
-from thinfs.pool.bio import Bio, Op
 from thinfs.pool.metadata import PoolMetadata
-from thinfs.pool.modes import Binding
+from thinfs.pool.modes import PoolSettings
 from thinfs.pool.pool import Pool
 from thinfs.pool.thin import Thin
 from thinfs.steps import drive
@@ -67,7 +67,7 @@ class OpenPool:
         nr_data_blocks = metadata.nr_data_blocks or 10_000_000
         data = NullDevice(nr_data_blocks * BLOCK_BYTES)
         self.pool = Pool(metadata, self.device, data, clock=lambda: 0.0)  # its clock stands: no commit by time
-        drive(self.pool.preresume(Binding(frozenset(), 0, nr_data_blocks)))
+        drive(self.pool.preresume(PoolSettings(frozenset(), 0, nr_data_blocks)))
         drive(self.pool.resume())
         self.open_seconds = time.process_time() - begin
 
@@ -77,19 +77,16 @@ class OpenPool:
     def thin(self, dev_id: int) -> Thin:
         return self.pool.open_thin(dev_id)
 
-    def submit(self, thin: Thin, bios: Iterable[Bio]) -> None:
-        waiting = list(bios)
-        self.pool.defer(thin, waiting)
+    def submit(self, thin: Thin, bio: Bio) -> None:
+        thin.submit(bio)
         drive(self.pool.work())
-        for bio in waiting:
-            assert bio.done, "the pool is full or suspended"
-            if bio.error is not None:
-                raise bio.error
+        assert bio.done, "the pool is full or suspended"
+        if bio.error is not None:
+            raise bio.error
 
     def write(self, thin: Thin, thin_block: int) -> None:
-        bios = thin.write(thin_block * BLOCK_BYTES, _DATA)
-        if bios:
-            self.submit(thin, bios)
+        if not thin.write_now(thin_block * BLOCK_BYTES, _DATA):
+            self.submit(thin, Bio(Op.WRITE, thin_block * BLOCK_BYTES, len(_DATA), _DATA))
 
 
 def blank(directory: str, nr_metadata_blocks: int = SPARE_METADATA_BLOCKS) -> str:
@@ -131,7 +128,7 @@ def mapped(nr_mappings: int, directory: str) -> dict[str, float]:
     offsets = [block * BLOCK_BYTES + _4K * rng.randrange(16) for block in sample(_SAMPLE)]
     result["lookup, us"] = each(find_block, sample(_SAMPLE))
     result["4K read, us"] = each(lambda offset: thin.read(offset, _4K), offsets)
-    result["4K write, us"] = each(lambda offset: thin.write(offset, _DATA), offsets)
+    result["4K write, us"] = each(lambda offset: thin.write_now(offset, _DATA), offsets)
     return result
 
 
@@ -142,11 +139,11 @@ def changes(nr_mappings: int, directory: str) -> dict[str, float]:
     result: dict[str, float] = {}
     new = rng.sample(range(nr_mappings, nr_mappings + 100_000), 5000)
     result["first write, us"] = each(lambda block: opened.write(thin, block), new)
-    result["commit of 5000 new mappings, ms"] = microseconds(lambda: drive(opened.pool.commit()), 1) / 1e3
+    result["commit of 5000 new mappings, ms"] = microseconds(lambda: drive(opened.pool.space.commit()), 1) / 1e3
 
     def write_and_commit(block: int) -> None:
         opened.write(thin, block)
-        drive(opened.pool.commit())
+        drive(opened.pool.space.commit())
 
     result["first write + commit, us"] = each(
         write_and_commit, list(range(nr_mappings + 100_000, nr_mappings + 100_300))
@@ -154,11 +151,11 @@ def changes(nr_mappings: int, directory: str) -> dict[str, float]:
     result["snapshot, ms"] = each(lambda dev_id: opened.message(f"create_snap {dev_id} 0"), list(range(1, 21))) / 1e3
     mapped_blocks = rng.sample(range(nr_mappings), min(nr_mappings, 5000))
     result["break of sharing, us"] = each(lambda block: opened.write(thin, block), mapped_blocks)
-    drive(opened.pool.commit())
+    drive(opened.pool.space.commit())
     result["discard of a block, us"] = each(
-        lambda block: opened.submit(thin, [Bio(Op.DISCARD, block * BLOCK_BYTES, BLOCK_BYTES)]), new[:2000]
+        lambda block: opened.submit(thin, Bio(Op.DISCARD, block * BLOCK_BYTES, BLOCK_BYTES)), new[:2000]
     )
-    drive(opened.pool.commit())
+    drive(opened.pool.space.commit())
     return result
 
 
@@ -203,7 +200,7 @@ def depth(nr_snapshots: int, directory: str) -> dict[str, float]:
     last = nr_snapshots + 1
     result["snapshot, ms"] = microseconds(lambda: opened.message(f"create_snap {last} {nr_snapshots}"), 1) / 1e3
     result["break of sharing, us"] = each(lambda block: opened.write(thin, block), blocks[:2000])
-    drive(opened.pool.commit())
+    drive(opened.pool.space.commit())
     result["delete of one, ms"] = microseconds(lambda: opened.message(f"delete {last}"), 1) / 1e3
     return result
 
@@ -215,13 +212,13 @@ def volumes(nr_volumes: int, directory: str) -> dict[str, float]:
     thins: list[Thin] = []
     result["open, us"] = each(lambda dev_id: thins.append(opened.thin(dev_id)), list(range(nr_volumes)))
     result["first write of each, us"] = each(lambda dev_id: opened.write(thins[dev_id], 0), list(range(nr_volumes)))
-    result["commit after that, ms"] = microseconds(lambda: drive(opened.pool.commit()), 1) / 1e3
+    result["commit after that, ms"] = microseconds(lambda: drive(opened.pool.space.commit()), 1) / 1e3
     thin = thins[nr_volumes // 2]
     result["first write in one, us"] = each(lambda block: opened.write(thin, block), list(range(1, 2001)))
 
     def write_and_commit(block: int) -> None:
         opened.write(thin, block)
-        drive(opened.pool.commit())
+        drive(opened.pool.space.commit())
 
     result["first write + commit in one, us"] = each(write_and_commit, list(range(2001, 2201)))
     result["snapshot, ms"] = each(lambda n: opened.message(f"create_snap {nr_volumes + n} 0"), list(range(10))) / 1e3

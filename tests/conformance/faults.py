@@ -10,6 +10,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from thinfs.bio import answers_at_once
 from thinfs.blockdev import BlockDevice, Buffer
 from thinfs.errors import IOFailed
 from thinfs.userspace import devices
@@ -62,6 +63,7 @@ class FaultyBackingDevices(BackingDevices):
     def acquire(self, path: str, *, read_only: bool = False) -> Backing:
         backing = super().acquire(path, read_only=read_only)
         if not isinstance(backing.device, FaultyDevice):
+            assert answers_at_once(backing.device)
             backing.device = FaultyDevice(backing.device, os.path.abspath(path))
         return backing
 

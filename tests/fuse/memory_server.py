@@ -13,6 +13,7 @@ from typing import Any
 
 import trio
 
+from thinfs.bio import Bio, Op
 from thinfs.errors import IOFailed, NotSupported, ThinfsError
 from thinfs.fuse.mount import Mount, serve
 
@@ -28,9 +29,9 @@ class MemoryImage:
         self.data = bytearray(size_bytes)
         self.mapped: set[int] = set()
         self.origin: set[int] = set()  # blocks where an external origin shows through
-        self.open_count = self.nr_waiting = self.nr_flushes = 0
-        self.room = trio.Event()  # unset: the pool is full, and queues
-        self.room.set()
+        self.open_count = self.nr_flushes = 0
+        self.full = False  # the pool is full, and queues
+        self.waiting: list[Bio] = []
         self.broken = False  # flush fails
         self.buggy = False  # read raises what it never should
         self.no_discard = False
@@ -53,42 +54,60 @@ class MemoryImage:
     def _blocks(self, offset: int, length: int) -> range:
         return range(offset // BLOCK_BYTES, -(-(offset + length) // BLOCK_BYTES))
 
-    async def _map(self, offset: int, length: int) -> None:
-        if not self.mapped.issuperset(self._blocks(offset, length)):
-            self.nr_waiting += 1
-            self.arrival.set()
-            await self.room.wait()
-            self.nr_waiting -= 1
-            self.mapped.update(self._blocks(offset, length))
-            self.origin -= self.mapped
-
-    async def read(self, offset: int, length: int) -> bytes:
+    def read_now(self, offset: int, length: int) -> bytes | None:
         if self.buggy:
             raise ZeroDivisionError("a bug in the engine")
         return bytes(memoryview(self.data)[offset : offset + length])
 
-    async def write(self, offset: int, data: bytes) -> None:
-        await self._map(offset, len(data))
+    def write_now(self, offset: int, data: bytes) -> bool:
+        if not self.mapped.issuperset(self._blocks(offset, len(data))):
+            return False
         self.data[offset : offset + len(data)] = data
+        return True
 
-    async def zero(self, offset: int, length: int) -> None:
-        await self.write(offset, bytes(length))
+    def submit(self, bio: Bio) -> None:
+        needs_room = bio.op in (Op.WRITE, Op.ZERO, Op.PROVISION)
+        if needs_room and self.full and not self.mapped.issuperset(self._blocks(bio.offset, bio.length)):
+            self.waiting.append(bio)
+            self.arrival.set()
+            return
+        try:
+            self._do(bio)
+        except ThinfsError as error:
+            bio.complete(error)
+        else:
+            bio.complete()
 
-    async def provision(self, offset: int, length: int) -> None:
-        await self._map(offset, length)
+    def make_room(self) -> None:
+        self.full = False
+        waiting, self.waiting = self.waiting, []
+        for bio in waiting:
+            self.submit(bio)
 
-    async def discard(self, offset: int, length: int) -> None:
+    def _do(self, bio: Bio) -> None:
+        begin, end = bio.offset, bio.offset + bio.length
+        match bio.op:
+            case Op.READ:
+                bio.data = bytes(memoryview(self.data)[begin:end])
+            case Op.WRITE | Op.ZERO | Op.PROVISION:
+                self.mapped.update(self._blocks(begin, bio.length))
+                self.origin -= self.mapped
+                if bio.op is not Op.PROVISION:
+                    self.data[begin:end] = bio.data if bio.op is Op.WRITE else bytes(bio.length)
+            case Op.DISCARD:
+                self._discard(begin, end)
+            case Op.FLUSH:
+                self.nr_flushes += 1
+                if self.broken:
+                    raise IOFailed(f"{self.name}: commit failed")
+
+    def _discard(self, begin: int, end: int) -> None:
         if self.no_discard:
             raise NotSupported(f"{self.name}: discard is not advertised")
-        for block in range(-(-offset // BLOCK_BYTES), (offset + length) // BLOCK_BYTES):
+        for block in range(-(-begin // BLOCK_BYTES), end // BLOCK_BYTES):
             self.mapped.discard(block)
             if block not in self.origin:
                 self.data[block * BLOCK_BYTES : (block + 1) * BLOCK_BYTES] = bytes(BLOCK_BYTES)
-
-    async def flush(self) -> None:
-        self.nr_flushes += 1
-        if self.broken:
-            raise IOFailed(f"{self.name}: commit failed")
 
     def next_data(self, offset: int) -> int | None:
         while offset < self.size_bytes:
@@ -141,11 +160,11 @@ async def obey(source: MemorySource, mount: Mount, do: str, name: str, **argumen
         case "settle":
             await mount.settle()
         case "fill":
-            image.room = trio.Event()
+            image.full = True
         case "make_room":
-            image.room.set()
+            image.make_room()
         case "wait_for_writers":
-            while image.nr_waiting < arguments["count"]:
+            while len(image.waiting) < arguments["count"]:
                 image.arrival = trio.Event()
                 await image.arrival.wait()
         case "set":
@@ -160,7 +179,7 @@ async def obey(source: MemorySource, mount: Mount, do: str, name: str, **argumen
     return {
         "open_count": image.open_count,
         "nr_flushes": image.nr_flushes,
-        "nr_waiting": image.nr_waiting,
+        "nr_waiting": len(image.waiting),
         "mapped": sorted(image.mapped),
         "first": chr(image.data[0]) if image.data else "",
     }

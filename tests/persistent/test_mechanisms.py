@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from thinfs.bio import Immediate
 from thinfs.blockdev import MemoryDevice
 from thinfs.errors import BadMetadata, InvalidArgument, NoMemory
 from thinfs.ondisk.btree_node import LEAF_NODE, BtreeNode
@@ -19,7 +20,7 @@ from thinfs.persistent.space_map import _first_free
 from thinfs.persistent.space_map_disk import DiskSpaceMap
 from thinfs.persistent.space_map_metadata import RING_ENTRIES, MetadataSpaceMap
 from thinfs.persistent.transaction_manager import TransactionManager
-from thinfs.steps import drive
+from thinfs.steps import do_now, drive
 from thinfs.units import ENTRIES_PER_BITMAP, METADATA_BLOCK_BYTES
 
 
@@ -39,7 +40,9 @@ def new_transaction(nr_blocks: int = 4000) -> tuple[TransactionManager, Metadata
 
 def commit(tm: TransactionManager, sm: MetadataSpaceMap) -> None:
     sm.commit()
-    write_and_flush(tm.bm.device, tm.bm.encode_dirty())
+    device = tm.bm.device
+    assert isinstance(device, MemoryDevice)
+    do_now(write_and_flush(Immediate(device), tm.bm.encode_dirty()))
     tm.bm.written()
     tm.committed()
 
@@ -57,7 +60,7 @@ def test_clean_blocks_are_bounded_and_dirty_ones_are_kept() -> None:
     for block in range(500):
         bm.put(block, BtreeNode.blank(LEAF_NODE, 8))
     assert bm.nr_dirty == 500
-    write_and_flush(device, bm.encode_dirty())
+    do_now(write_and_flush(Immediate(device), bm.encode_dirty()))
     bm.written()
     assert bm.nr_dirty == 0
     for block in range(500):

@@ -13,7 +13,8 @@ from typing import Literal
 
 from tests.pool.metadata_image import commit
 from thinfs.blockdev import MemoryDevice
-from thinfs.pool.metadata import PoolMetadata, ThinDevice
+from thinfs.pool.metadata import PoolMetadata
+from thinfs.pool.thin_device import ThinDevice
 from thinfs.steps import drive
 from thinfs.units import METADATA_BLOCK_BYTES
 

@@ -6,7 +6,8 @@ from tests.pool.metadata_image import commit, new_pool
 from thinfs.blockdev import MemoryDevice
 from thinfs.errors import InvalidArgument, NoSpace
 from thinfs.ondisk.btree_node import BtreeNode
-from thinfs.pool.metadata import PoolMetadata, ThinDevice
+from thinfs.pool.metadata import PoolMetadata
+from thinfs.pool.thin_device import ThinDevice
 from thinfs.steps import drive
 from thinfs.units import METADATA_BLOCK_BYTES
 
@@ -151,7 +152,7 @@ def test_a_metadata_device_beyond_255_bitmaps_is_used_up_to_there() -> None:
 
 
 def leaf_counts(metadata: PoolMetadata, dev_id: int) -> list[int]:
-    root = metadata.objects.top.lookup(metadata.mapping_root, dev_id)
+    root = metadata.objects.top.lookup(metadata.transaction.mapping_root, dev_id)
     assert root is not None
     level = [root]
     while True:

@@ -250,6 +250,7 @@ def test_a_metadata_device_that_fills_up_can_be_aborted_and_still_holds_the_last
                 history.commit()
     history.abort()
     history.metadata.set_needs_check()
+    drive(history.metadata.write_flag())
     reopened = PoolMetadata.open(copy_of(history.device.stable), 128)
     assert reopened.needs_check
     history.check_committed(reopened)

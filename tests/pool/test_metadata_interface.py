@@ -1,8 +1,6 @@
 """What PoolMetadata promises its pool: errors and their words, modes, thresholds, commits, a real Docker pool."""
 
 import re
-import shutil
-import subprocess
 import tarfile
 from collections.abc import Callable
 from dataclasses import replace
@@ -11,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.pool.metadata_image import all_mappings, commit, copy_of, new_pool, thin_check
+from tests.thin_tools import answer
 from thinfs.blockdev import FileDevice, MemoryDevice
 from thinfs.errors import (
     BadMetadata,
@@ -121,7 +120,11 @@ def test_a_commit_flushes_the_data_device_first_and_writes_the_superblock_last()
         def flush(self) -> None:
             order.append("flush")
 
-    metadata = PoolMetadata.open(Watched(1 << 20), 128, pre_commit=lambda: order.append("data"))
+    class WatchedData(MemoryDevice):
+        def flush(self) -> None:
+            order.append("data")
+
+    metadata = PoolMetadata.open(Watched(1 << 20), 128, data=WatchedData(1 << 20))
     assert order[-3:] == ["flush", "superblock", "flush"]
     assert "data" not in order
     order.clear()
@@ -138,10 +141,10 @@ def test_mappings_can_be_read_while_a_commit_s_writes_are_on_their_way() -> None
     metadata.create_thin(0)
     thin = metadata.open_thin(0)
     thin.insert_block(7, metadata.alloc_data_block())
-    for call in metadata.commit():
+    for job in metadata.commit():
         assert thin.find_block(7) == (0, False)
-        assert call is not None
-        call()
+        assert job is not None
+        job.start()
     assert thin.find_block(7) == (0, False)
     assert not thin.changed and not metadata.changed_this_transaction
 
@@ -167,13 +170,14 @@ def test_read_only_metadata_refuses_changes_with_eperm_and_reads_on() -> None:
     metadata.create_thin(1)
 
 
-def test_needs_check_reaches_the_device_at_once_and_keeps_the_last_commit() -> None:
+def test_needs_check_reaches_the_device_and_keeps_the_last_commit() -> None:
     device, metadata = new_pool()
     metadata.create_thin(0)
     commit(metadata)
     metadata.create_thin(1)
     metadata.abort()
     metadata.set_needs_check()
+    drive(metadata.write_flag())
     reopened = PoolMetadata.open(copy_of(device.stable), 128)
     assert reopened.needs_check
     assert [dev_id for dev_id, _ in reopened.devices()] == [0]
@@ -310,14 +314,11 @@ def test_a_snapshot_shares_until_either_side_is_written() -> None:
 
 
 def test_the_metadata_of_a_pool_that_docker_made_reads_as_thin_dump_says(tmp_path: Path) -> None:
-    program = shutil.which("thin_dump") or shutil.which("thin_dump", path="/usr/sbin:/sbin")
-    if program is None:
-        pytest.skip("thin_dump (thin-provisioning-tools) is not installed")
     with tarfile.open(DOCKER_POOL) as archive:
         member = archive.extractfile("devicemapper/devicemapper/metadata")
         assert member is not None
         (tmp_path / "metadata").write_bytes(member.read())
-    xml = subprocess.run([program, str(tmp_path / "metadata")], capture_output=True, text=True, check=True).stdout
+    xml = answer("thin_dump", tmp_path / "metadata").stdout
     wanted: dict[int, dict[int, int]] = {}
     details: dict[int, tuple[int, ...]] = {}
     for line in xml.splitlines():

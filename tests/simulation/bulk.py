@@ -14,11 +14,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from thinfs.bio import Bio, Op
 from thinfs.blockdev import Buffer, FileDevice, MemoryDevice
 from thinfs.dm.table import Feature
-from thinfs.pool.bio import Bio, Op
 from thinfs.pool.metadata import PoolMetadata
-from thinfs.pool.modes import Binding
+from thinfs.pool.modes import PoolSettings
 from thinfs.pool.pool import Pool
 from thinfs.steps import Steps
 from thinfs.units import DATA_BLOCK_MIN_SECTORS, SECTOR_BYTES
@@ -52,12 +52,13 @@ def drive_timed(steps: Steps[object]) -> float:
     longest, begin = 0.0, time.process_time()
     while True:
         try:
-            call = next(steps)
+            job = next(steps)
         except StopIteration:
             return max(longest, time.process_time() - begin)
         longest = max(longest, time.process_time() - begin)
-        if call is not None:
-            call()
+        if job is not None:
+            job.start()
+            assert job.error is None
         begin = time.process_time()
 
 
@@ -66,9 +67,9 @@ def filled_pool(metadata_file: Path, nr_mappings: int, *features: Feature) -> Po
     with metadata_file.open("wb") as file:
         file.truncate(_METADATA_BYTES)
     metadata_device = FileDevice(str(metadata_file))
-    metadata = PoolMetadata.open(metadata_device, DATA_BLOCK_MIN_SECTORS, pre_commit=data.flush)
+    metadata = PoolMetadata.open(metadata_device, DATA_BLOCK_MIN_SECTORS, data=data)
     pool = Pool(metadata, metadata_device, data, clock=lambda: 0.0)
-    drive_timed(pool.preresume(Binding(frozenset(features), 0, nr_mappings + 16)))
+    drive_timed(pool.preresume(PoolSettings(frozenset(features), 0, nr_mappings + 16)))
     drive_timed(pool.resume())
     drive_timed(pool.message(["create_thin", "0"]))
     thin = metadata.open_thin(0)
@@ -110,7 +111,8 @@ def measure(
             nr_thins = sum(1 for _ in pool.metadata.devices())
             return Figures(seconds, longest, before, _peak_mb(), used, nr_thins)
         finally:
-            pool.metadata_device.close()
+            assert isinstance(pool.state.metadata_device, FileDevice)
+            pool.state.metadata_device.close()
 
 
 def _peak_mb() -> int:

@@ -18,12 +18,12 @@ from tests.simulation.history import DATA, METADATA, History, Shape, start_pool
 from tests.simulation.metadata_check import MetadataCheck
 from tests.simulation.power_cut import CutFound, ExternalChecks, check_contents
 from tests.simulation.recording import Call, Fault, Image, some
+from thinfs.bio import Bio, Op
 from thinfs.dm.table import Feature
 from thinfs.errors import NotSupported, ThinfsError
 from thinfs.ondisk.superblock import FLAG_NEEDS_CHECK, SUPERBLOCK_LOCATION, Superblock
 from thinfs.persistent.block_manager import BlockManager
-from thinfs.pool.bio import Bio, Op
-from thinfs.pool.modes import Binding, PoolMode
+from thinfs.pool.modes import PoolMode, PoolSettings
 from thinfs.steps import drive
 
 SHAPE = Shape(frozenset({Feature.ERROR_IF_NO_SPACE}), nr_data_blocks=60, thin_blocks=8)
@@ -108,20 +108,20 @@ def _reopen(metadata: Image, data: Image, history: History, external: ExternalCh
     _write_everywhere(metadata, data, history.model, binding)
 
 
-def _write_everywhere(metadata: Image, data: Image, model: PoolModel, binding: Binding) -> None:
+def _write_everywhere(metadata: Image, data: Image, model: PoolModel, binding: PoolSettings) -> None:
     pool = start_pool(metadata, data, fresh(binding), lambda: 0.0)
     for dev_id, _ in list(pool.metadata.devices()):
         thin = pool.open_thin(dev_id)
-        bios = [*thin.write(0, b"again" * 100 + bytes(12)), Bio(Op.FLUSH)]
-        pool.defer(thin, bios)
+        for bio in (Bio(Op.WRITE, 0, 512, b"again" * 100 + bytes(12)), Bio(Op.FLUSH)):
+            thin.submit(bio)
         drive(pool.work())
         pool.close_thin(thin)
     drive(pool.close())
     MetadataCheck(metadata).run()
 
 
-def fresh(binding: Binding) -> Binding:
-    return Binding(binding.features, binding.low_water_blocks, binding.nr_data_blocks)
+def fresh(binding: PoolSettings) -> PoolSettings:
+    return PoolSettings(binding.features, binding.low_water_blocks, binding.nr_data_blocks)
 
 
 def clear_needs_check(image: Image) -> None:

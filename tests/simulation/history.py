@@ -11,11 +11,11 @@ from random import Random
 
 from tests.simulation.content_model import BLOCK_BYTES, ZEROS, PoolModel, ThinModel
 from tests.simulation.recording import Image, Journal, ProcessKilled, RecordingDevice
+from thinfs.bio import Bio, Op
 from thinfs.dm.table import Feature
 from thinfs.errors import NoSpace, ThinfsError
-from thinfs.pool.bio import Bio, Op
 from thinfs.pool.metadata import PoolMetadata
-from thinfs.pool.modes import Binding, PoolMode
+from thinfs.pool.modes import PoolMode, PoolSettings
 from thinfs.pool.pool import Pool
 from thinfs.pool.thin import Thin
 from thinfs.steps import Steps, drive
@@ -52,11 +52,11 @@ class Shape:
 
 
 def start_pool(
-    metadata_device: "RecordingDevice | Image", data_device: "RecordingDevice | Image", binding: Binding,
+    metadata_device: "RecordingDevice | Image", data_device: "RecordingDevice | Image", binding: PoolSettings,
     clock: Callable[[], float],
 ) -> Pool:  # fmt: skip
     """Open, and format if blank; resumed. What a table load and a resume do."""
-    metadata = PoolMetadata.open(metadata_device, BLOCK_SECTORS, pre_commit=data_device.flush)
+    metadata = PoolMetadata.open(metadata_device, BLOCK_SECTORS, data=data_device)
     pool = Pool(metadata, metadata_device, data_device, clock=clock)
     drive(pool.preresume(binding))
     drive(pool.resume())
@@ -79,7 +79,7 @@ class History:
             ),
             DATA: RecordingDevice(self.journal, DATA, shape.nr_data_blocks * BLOCK_BYTES, BLOCK_BYTES, UNIT_BYTES[1]),
         }
-        self.binding = Binding(shape.features, 0, shape.nr_data_blocks)
+        self.binding = PoolSettings(shape.features, 0, shape.nr_data_blocks)
         self.now = 0.0
         self.model = PoolModel()
         self.thins: dict[int, Thin] = {}
@@ -234,14 +234,9 @@ class History:
             model.change(block, b"".join((old[:start], data[done : done + size], old[start + size :])), wild=wild)
             touched.add(block)
             done += size
-        try:
-            bios = thin.write(begin * SECTOR_BYTES, data)
-        except ThinfsError as error:
-            self.note_error(error)
-            model.doubtful |= touched
-            return []
-        self.pool.defer(thin, bios)
-        return [(dev_id, bio) for bio in bios]
+        bio = Bio(Op.WRITE, begin * SECTOR_BYTES, len(data), data)
+        thin.submit(bio)
+        return [(dev_id, bio)]
 
     def _work(self, *bios: tuple[int, Bio]) -> bool:
         """Whether all went well."""
@@ -390,7 +385,7 @@ class History:
     def grow_data(self) -> None:
         nr_blocks = self.binding.nr_data_blocks + self.random.choice((1, 30))
         self.devices[DATA].resize(nr_blocks * BLOCK_BYTES)
-        self.binding = Binding(self.shape.features, 0, nr_blocks)
+        self.binding = PoolSettings(self.shape.features, 0, nr_blocks)
         self.suspend_and_resume()
 
     def grow_metadata(self) -> None:

@@ -19,9 +19,9 @@ from tests.simulation.history import DATA, METADATA, History, start_pool
 from tests.simulation.metadata_check import Findings, MetadataCheck
 from tests.simulation.recording import NOTHING, Choice, Image, RecordingDevice, everything, some
 from tests.thin_tools import version_of
+from thinfs.bio import Bio, Op
 from thinfs.errors import ThinfsError
-from thinfs.pool.bio import Bio, Op
-from thinfs.pool.modes import Binding, PoolMode
+from thinfs.pool.modes import PoolMode, PoolSettings
 from thinfs.pool.pool import Pool
 from thinfs.steps import drive
 
@@ -137,9 +137,9 @@ class PowerCuts:
             self.counts["lived on"] += 1
             self._live_on(pool, metadata, data, found)
 
-    def _binding(self) -> Binding:
+    def _binding(self) -> PoolSettings:
         old = self.history.binding
-        return Binding(old.features, old.low_water_blocks, old.nr_data_blocks)
+        return PoolSettings(old.features, old.low_water_blocks, old.nr_data_blocks)
 
     def _check_metadata(self, image: Image, context: str) -> None:
         key = image.chunk(0)
@@ -163,12 +163,12 @@ class PowerCuts:
         for dev_id in found:
             thin = pool.open_thin(dev_id)
             block, contents = self.random.randrange(self.history.shape.thin_blocks), self.random.randbytes(BLOCK_BYTES)
-            bios = thin.write(block * BLOCK_BYTES, contents)
-            pool.defer(thin, bios)
+            bio = Bio(Op.WRITE, block * BLOCK_BYTES, BLOCK_BYTES, contents)
+            thin.submit(bio)
             drive(pool.work())
-            if all(bio.done and bio.error is None for bio in bios):  # else the pool is full
+            if bio.done and bio.error is None:  # else the pool is full
                 found[dev_id][block] = contents
-            pool.defer(thin, [Bio(Op.FLUSH)])
+            thin.submit(Bio(Op.FLUSH))
             drive(pool.work())
             pool.close_thin(thin)
         drive(pool.close())

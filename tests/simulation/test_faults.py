@@ -1,7 +1,5 @@
 """EIO at every call of a history, and the kernel's answers to single ones (docs/reference/behaviour.md, 5 and 6.1)."""
 
-import subprocess
-from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
@@ -13,9 +11,9 @@ from tests.simulation.history import BLOCK_SECTORS, DATA, METADATA, History, sta
 from tests.simulation.metadata_check import MetadataCheck
 from tests.simulation.power_cut import write_image
 from tests.simulation.recording import Call, Fault, Image
-from tests.thin_tools import thin_check_0, thin_checks
+from tests.thin_tools import answer, thin_checks
+from thinfs.bio import Bio, Op
 from thinfs.errors import IOFailed, ThinfsError
-from thinfs.pool.bio import Bio, Op
 from thinfs.pool.modes import PoolMode
 from thinfs.pool.thin import Thin
 from thinfs.steps import drive
@@ -57,18 +55,17 @@ class Faulty:
     def repair(self) -> None:
         self.history.journal.fault = None
 
-    def _run(self, thin: Thin, bios: Iterable[Bio]) -> ThinfsError | None:
-        bios = list(bios)
-        self.pool.defer(thin, bios)
+    def run(self, thin: Thin, bio: Bio) -> ThinfsError | None:
+        thin.submit(bio)
         drive(self.pool.work())
-        assert all(bio.done for bio in bios)
-        return next((bio.error for bio in bios if bio.error is not None), None)
+        assert bio.done
+        return bio.error
 
     def write(self, thin: Thin, offset: int, data: bytes) -> ThinfsError | None:
-        return self._run(thin, thin.write(offset, data))
+        return self.run(thin, Bio(Op.WRITE, offset, len(data), data))
 
     def flush(self) -> ThinfsError | None:
-        return self._run(self.thin, [Bio(Op.FLUSH)])
+        return self.run(self.thin, Bio(Op.FLUSH))
 
     def used_data_blocks(self) -> int:
         return self.pool.metadata.nr_data_blocks - self.pool.metadata.nr_free_data_blocks
@@ -152,8 +149,10 @@ def test_a_read_or_a_write_in_place_that_fails_is_eio_and_nothing_else() -> None
     with pytest.raises(IOFailed):
         faulty.thin.read(0, 512)
     faulty.fail(DATA, Call.WRITE)
+    assert isinstance(faulty.write(faulty.thin, 0, b"b" * 512), IOFailed)
+    faulty.fail(DATA, Call.WRITE)
     with pytest.raises(IOFailed):
-        faulty.thin.write(0, b"b" * 512)
+        faulty.thin.write_now(0, b"b" * 512)
     assert faulty.pool.mode is PoolMode.WRITE
     assert faulty.thin.read(0, 512) == b"a" * 512
 
@@ -161,7 +160,7 @@ def test_a_read_or_a_write_in_place_that_fails_is_eio_and_nothing_else() -> None
 def test_a_discard_that_the_data_device_fails_is_a_success_all_the_same() -> None:
     faulty = Faulty()
     faulty.fail(DATA, Call.DISCARD)
-    assert faulty._run(faulty.thin, [Bio(Op.DISCARD, 0, BLOCK_BYTES)]) is None
+    assert faulty.run(faulty.thin, Bio(Op.DISCARD, 0, BLOCK_BYTES)) is None
     assert faulty.thin.read(0, 512) == bytes(512)
     assert faulty.used_data_blocks() == 0
 
@@ -186,9 +185,6 @@ def test_a_message_that_fails_half_way_is_aborted(monkeypatch: pytest.MonkeyPatc
 
 
 def test_needs_check_is_cleared_as_thin_check_clears_it(tmp_path: Path) -> None:
-    program = thin_check_0()
-    if program is None:
-        pytest.skip("thin_check (thin-provisioning-tools) is not installed")
     faulty = Faulty()
     assert faulty.write(faulty.thin, BLOCK_SECTORS * 512, b"b" * 512) is None
     faulty.fail(METADATA, Call.WRITE)
@@ -196,7 +192,7 @@ def test_needs_check_is_cleared_as_thin_check_clears_it(tmp_path: Path) -> None:
     faulty.repair()
     image, data = faulty.images()
     write_image(image, tmp_path / "image")
-    subprocess.run([program, "--clear-needs-check-flag", tmp_path / "image"], check=True, capture_output=True)
+    assert answer("thin_check", "--clear-needs-check-flag", tmp_path / "image").returncode == 0
     clear_needs_check(image)
     assert (tmp_path / "image").read_bytes()[:4096] == image.chunk(0)
     assert start_pool(image, data, fresh(faulty.history.binding), lambda: 0.0).mode is PoolMode.WRITE

@@ -9,22 +9,20 @@ from tests.simulation.content_model import BLOCK_BYTES, ThinModel
 from tests.simulation.history import DATA, METADATA, History, Shape
 from tests.simulation.power_cut import ExternalChecks, PowerCuts, run_history
 from tests.simulation.recording import Call, Image, RecordingDevice
-from tests.thin_tools import thin_check_0, thin_check_1, thin_checks
-from thinfs.blockdev import BlockDevice
+from tests.thin_tools import thin_checks
+from thinfs.bio import Bio, Op, Submits
 from thinfs.dm.table import Feature
 from thinfs.persistent import space_map
 from thinfs.persistent.block_manager import Write
-from thinfs.pool.bio import Bio, Op
 from thinfs.pool.metadata import PoolMetadata
-from thinfs.pool.worker import Worker
+from thinfs.pool.pending import Pending
+from thinfs.steps import Requests
 
 NR_STEPS = 50
 
 
 @pytest.mark.parametrize("seed", range(1000, 1014))
 def test_after_any_power_cut_the_pool_opens_and_holds_all_that_was_acknowledged(seed: int, tmp_path: Path) -> None:
-    if thin_check_0() is None or thin_check_1() is None:
-        pytest.skip(f"thin_check of both versions is needed, there is {thin_checks()}: make setup")
     cuts = run_history(seed, NR_STEPS, thin_checks(), tmp_path)
     print(f"seed {seed}", *(f"{count} {name}" for name, count in cuts.counts.items()), sep="\n")
     assert cuts.failures == []
@@ -41,19 +39,18 @@ def nr_histories_until_found(tmp_path: Path, limit: int = 12) -> int:
 def test_a_superblock_written_before_its_blocks_are_flushed_is_caught(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    def write_and_flush_the_superblock_only(device: BlockDevice, writes: list[Write]) -> None:
+    def write_and_flush_the_superblock_only(device: Submits, writes: list[Write]) -> Requests:
         for offset, data in writes:
-            device.write(offset, data)
+            yield device, Bio(Op.WRITE, offset, len(data), data)
         if any(offset == 0 for offset, _ in writes):
-            device.flush()
+            yield device, Bio(Op.FLUSH)
 
     monkeypatch.setattr("thinfs.pool.metadata.write_and_flush", write_and_flush_the_superblock_only)
     assert nr_histories_until_found(tmp_path) == 1
 
 
 def test_a_commit_without_a_flush_of_the_data_device_is_caught(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    nothing = property(lambda self: lambda: None, lambda self, value: None)
-    monkeypatch.setattr(PoolMetadata, "pre_commit", nothing, raising=False)
+    monkeypatch.setattr(PoolMetadata, "data", property(lambda self: None, lambda self, value: None), raising=False)
     assert nr_histories_until_found(tmp_path) <= 2
 
 
@@ -113,7 +110,7 @@ def test_a_discard_is_not_passed_down_where_a_power_cut_would_bring_back_another
 def test_a_discard_passed_down_in_spite_of_another_owner_at_the_last_commit_is_caught(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(Worker, "copied_from", property(lambda self: set(), lambda self, value: None), raising=False)
+    monkeypatch.setattr(Pending, "copied_from", property(lambda self: set(), lambda self, value: None), raising=False)
     assert other_owner_is_cut_off(tmp_path).failures != []
 
 

@@ -14,10 +14,12 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
+from thinfs.bio import Immediate
 from thinfs.blockdev import FileDevice
 from thinfs.errors import Busy, InvalidArgument, ThinfsError, from_oserror
 from thinfs.ondisk.superblock import FLAG_NEEDS_CHECK, SUPERBLOCK_LOCATION, Superblock
 from thinfs.persistent.block_manager import write_and_flush
+from thinfs.steps import do_now
 from thinfs.tools.block_map import map_lines
 from thinfs.tools.check import Verdict, check_pool, check_superblock
 from thinfs.tools.dump_formats import FORMATS
@@ -129,7 +131,7 @@ def _clear_needs_check(path: str) -> None:
         superblock = PoolTrees.open(device).superblock
         if superblock.flags & FLAG_NEEDS_CHECK:
             cleared: Superblock = replace(superblock, flags=superblock.flags & ~FLAG_NEEDS_CHECK)
-            write_and_flush(device, [(0, cleared.build(SUPERBLOCK_LOCATION))])
+            do_now(write_and_flush(Immediate(device), [(0, cleared.build(SUPERBLOCK_LOCATION))]))
     finally:
         device.close()
 

@@ -1,17 +1,21 @@
 /* _fuseshim: the FUSE callbacks and connection settings that image files need and pyfuse3 does not offer.
  *
- * Imported with RTLD_GLOBAL before pyfuse3 (thinfs/fuse/binding.py), it defines fuse_session_new, so the dynamic
- * linker binds pyfuse3's reference to this one: it completes the operations table and calls libfuse's own.
+ * Imported with RTLD_GLOBAL before pyfuse3 (thinfs/fuse/binding.py), it defines fuse_session_new, _fd and _receive_buf, so
+ * the dynamic linker binds pyfuse3's references to these: they complete the operations table, or give pyfuse3 what the
+ * serving threads (_serving.c) leave to it, and call libfuse's own. All must be in one object: of two, each linked with
+ * libfuse, the second would be past the first.
  *   fallocate, lseek   handed to Python callables, only where pyfuse3 left the entry empty
  *   init               runs pyfuse3's, then sets what connection_settings() below says
  * Never: overrides a callback that pyfuse3 has, answers a request twice, keeps a request after its answer.
  * Reference: the FUSE front end notes, "pyfuse3 has no FALLOCATE and no LSEEK handler". */
-#define PY_SSIZE_T_CLEAN
 #define FUSE_USE_VERSION 38 /* lseek came with 3.8 */
+#include "_serving.h"
+#include "_volumes.h"
 #include <Python.h>
 #include <dlfcn.h>
 #include <errno.h>
 #include <fuse_lowlevel.h>
+#include <stdlib.h>
 #include <string.h>
 
 #define REQUEST "thinfs fuse request"
@@ -21,6 +25,7 @@ static void (*pyfuse3_init)(void *, struct fuse_conn_info *);
 static struct fuse_session *session;
 static long nr_sessions;
 static unsigned max_background;
+static bool wake_fd_taken, receive_taken; /* by pyfuse3, in this session */
 
 /* ---- requests on their way to Python: a capsule, renamed to NULL by its answer ------------------------------ */
 
@@ -90,6 +95,8 @@ static void connection_settings(struct fuse_conn_info *conn)
      * stop the readahead and the asynchronous I/O of every other volume. */
     if (max_background)
         conn->max_background = max_background;
+    if (conn->max_write > LARGEST_IO) /* what the serving threads' buffers hold */
+        conn->max_write = LARGEST_IO;
 }
 
 static void on_init(void *user_data, struct fuse_conn_info *conn)
@@ -125,6 +132,7 @@ static struct fuse_session *opened(struct fuse_session *se)
 {
     if (se) {
         session = se;
+        wake_fd_taken = receive_taken = false;
         nr_sessions++;
     }
     return se;
@@ -151,6 +159,43 @@ shim_session_new_versioned(struct fuse_args *args, const struct fuse_lowlevel_op
     struct fuse_session *(*next)(struct fuse_args *, const struct fuse_lowlevel_ops *, size_t, const void *, void *) =
         libfuse("fuse_session_new_versioned");
     return next ? opened(next(args, completed(ops, size), sizeof(struct fuse_lowlevel_ops), version, user_data)) : NULL;
+}
+
+int shim_session_fd(struct fuse_session *) __asm__("fuse_session_fd");
+int shim_session_receive_buf(struct fuse_session *, struct fuse_buf *) __asm__("fuse_session_receive_buf");
+
+static int real_fd(struct fuse_session *se)
+{
+    int (*next)(struct fuse_session *) = libfuse("fuse_session_fd");
+    return next ? next(se) : -1;
+}
+
+__attribute__((visibility("default"))) int shim_session_fd(struct fuse_session *se)
+{
+    if (!serving_takes_session())
+        return real_fd(se);
+    wake_fd_taken = true;
+    return serving_wake_fd();
+}
+
+__attribute__((visibility("default"))) int shim_session_receive_buf(struct fuse_session *se, struct fuse_buf *buf)
+{
+    int (*next)(struct fuse_session *, struct fuse_buf *) = libfuse("fuse_session_receive_buf");
+    if (!serving_takes_session())
+        return next ? next(se, buf) : -ENOSYS;
+    receive_taken = true;
+    void *mem = NULL;
+    int size = serving_receive(&mem);
+    if (mem) {
+        free(buf->mem);
+        buf->mem = mem;
+        buf->size = size;
+        buf->flags = 0;
+        buf->fd = -1;
+        buf->pos = 0;
+    } else if (size == 0 && se)
+        fuse_session_exit(se);
+    return size;
 }
 
 /* ---- what Python sees ----------------------------------------------------------------------------------------- */
@@ -211,7 +256,13 @@ static PyObject *py_nr_sessions(PyObject *self, PyObject *none)
 static PyObject *py_session_fd(PyObject *self, PyObject *none)
 {
     (void)self, (void)none;
-    return PyLong_FromLong(session ? fuse_session_fd(session) : -1);
+    return PyLong_FromLong(session ? real_fd(session) : -1);
+}
+
+static PyObject *py_is_taken(PyObject *self, PyObject *none)
+{
+    (void)self, (void)none;
+    return PyBool_FromLong(wake_fd_taken);
 }
 
 static PyMethodDef methods[] = {
@@ -221,12 +272,40 @@ static PyMethodDef methods[] = {
     {"reply_lseek", py_reply_lseek, METH_VARARGS, "reply_lseek(request, offset)"},
     {"nr_sessions", py_nr_sessions, METH_NOARGS, "Sessions that were opened through this module."},
     {"session_fd", py_session_fd, METH_NOARGS, "The descriptor of the last session; only while it is open."},
+    {"is_taken", py_is_taken, METH_NOARGS, "Whether the last session's pyfuse3 has taken the prepared descriptor for its own."},
     {NULL, NULL, 0, NULL},
 };
 
 static struct PyModuleDef module = {
-    PyModuleDef_HEAD_INIT, "_fuseshim", "FALLOCATE, LSEEK and connection settings for pyfuse3.", -1, methods,
-    NULL, NULL, NULL, NULL,
+    PyModuleDef_HEAD_INIT, "_fuseshim", "FALLOCATE, LSEEK, connection settings and serving threads for pyfuse3.", -1,
+    methods, NULL, NULL, NULL, NULL,
 };
 
-PyMODINIT_FUNC PyInit__fuseshim(void) { return PyModule_Create(&module); }
+static int add_all(PyObject *made)
+{
+    static PyMethodDef *const functions[] = {
+        &serving_prepare, &serving_start, &serving_stop, &serving_take, &serving_counts, &serving_failure,
+        &volumes_route, &volumes_unroute, &volumes_limit_table, &volumes_table_pages,
+    };
+    for (size_t i = 0; i < sizeof functions / sizeof *functions; i++) {
+        PyObject *function = PyCFunction_New(functions[i], NULL);
+        int failed = !function || PyModule_AddObjectRef(made, functions[i]->ml_name, function) < 0;
+        Py_XDECREF(function);
+        if (failed)
+            return -1;
+    }
+    return PyModule_AddType(made, &VolumeType) < 0 || PyModule_AddType(made, &RequestType) < 0 ||
+                   PyModule_AddIntConstant(made, "READ", OP_READ) < 0 ||
+                   PyModule_AddIntConstant(made, "WRITE", OP_WRITE) < 0 ||
+                   PyModule_AddIntConstant(made, "FLUSH", OP_FLUSH) < 0
+               ? -1
+               : 0;
+}
+
+PyMODINIT_FUNC PyInit__fuseshim(void)
+{
+    PyObject *made = PyModule_Create(&module);
+    if (made && add_all(made) < 0)
+        Py_CLEAR(made);
+    return made;
+}

@@ -7,9 +7,10 @@ dealt with here and nowhere else. Never: checks the range or the permission (the
 from collections.abc import Awaitable, Callable
 from typing import Final
 
-from thinfs.errors import NotSupported
-from thinfs.fuse.image import Image, Provisioning
+from thinfs.bio import Bio, Op
+from thinfs.fuse.image import Image
 from thinfs.libc import FALLOC_FL_KEEP_SIZE, FALLOC_FL_PUNCH_HOLE, FALLOC_FL_ZERO_RANGE
+from thinfs.waiting import do
 
 
 async def _punch(image: Image, offset: int, length: int) -> None:
@@ -17,24 +18,22 @@ async def _punch(image: Image, offset: int, length: int) -> None:
     range where an external origin shows through or the pool's mode made the discard a no-op. This is the one
     place for that. It must read as zeros, not just be forgotten: the loop driver sends REQ_OP_WRITE_ZEROES as
     PUNCH_HOLE too. Holes are left alone, so nothing is provisioned at an edge that was not mapped."""
-    await image.discard(offset, length)
+    await do(image, Bio(Op.DISCARD, offset, length))
     end = offset + length
     while offset < end:
         data = image.next_data(offset)
         if data is None or data >= end:
             return
         offset = min(image.next_hole(data), end)
-        await image.zero(data, offset - data)
+        await do(image, Bio(Op.ZERO, data, offset - data))
 
 
 async def _zero(image: Image, offset: int, length: int) -> None:
-    await image.zero(offset, length)
+    await do(image, Bio(Op.ZERO, offset, length))
 
 
 async def _provision(image: Image, offset: int, length: int) -> None:
-    if not isinstance(image, Provisioning):
-        raise NotSupported(f"{image.name}: fallocate mode 0: it cannot provision without writing")
-    await image.provision(offset, length)
+    await do(image, Bio(Op.PROVISION, offset, length))
 
 
 OPERATIONS: Final[dict[int, Callable[[Image, int, int], Awaitable[None]]]] = {

@@ -1,18 +1,19 @@
 """What the image files are made from: a source of images, each one mapped device. Satisfied structurally.
 
-Promises asked of an Image: offsets and lengths are bytes of any alignment inside the size; usually nothing
-suspends (mapped I/O runs inline), and what waits does not hold up the rest; a refusal is a ThinfsError.
+Promises asked of an Image: what waits does not hold up the rest; a refusal is a ThinfsError.
 """
 
 from collections.abc import Sequence
-from typing import Protocol, runtime_checkable
+from typing import Protocol
+
+from thinfs.bio import Bio
 
 
 class Image(Protocol):
     """One mapped device; the object is the same as long as the device exists.
 
-    Offsets and lengths are bytes, any alignment, inside the size. Usually nothing suspends: mapped I/O runs
-    inline. A refusal is a ThinfsError.
+    Offsets and lengths are bytes, any alignment, inside the size. Usually nothing waits: mapped I/O is done when the
+    call returns. A refusal is a ThinfsError.
     """
 
     @property
@@ -40,32 +41,21 @@ class Image(Protocol):
 
     def closed(self) -> None: ...
 
-    async def read(self, offset: int, length: int) -> bytes: ...
+    def read_now(self, offset: int, length: int) -> bytes | None:
+        """A read that needs no waiting; None: submit a bio."""
 
-    async def write(self, offset: int, data: bytes) -> None: ...
+    def write_now(self, offset: int, data: bytes) -> bool:
+        """Whether it is written, without waiting; False: submit a bio."""
 
-    async def discard(self, offset: int, length: int) -> None:
-        """As dm-thin: rounded inwards to whole blocks, and what is read afterwards is the origin's or zeros."""
-
-    async def zero(self, offset: int, length: int) -> None:
-        """The range reads as zeros."""
-
-    async def flush(self) -> None:
-        """All acknowledged before is durable, mappings included."""
+    def submit(self, bio: Bio) -> None:
+        """Done now or later. A DISCARD as dm-thin: rounded inwards to whole blocks, and what is read afterwards is the
+        origin's or zeros; after a FLUSH all acknowledged before is durable, mappings included."""
 
     def next_data(self, offset: int) -> int | None:
         """The first offset from `offset` on that may read as other than zeros; None if there is none."""
 
     def next_hole(self, offset: int) -> int:
         """The first offset from `offset` on that is not data; the size if there is none."""
-
-
-@runtime_checkable
-class Provisioning(Protocol):
-    """What an Image may have besides: fallocate mode 0 works on those that do. dm-thin itself has no such bio."""
-
-    async def provision(self, offset: int, length: int) -> None:
-        """Every block of the range is mapped and the contents are unchanged."""
 
 
 class ImageSource(Protocol):

@@ -18,6 +18,7 @@ from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, NoReturn, ParamSpec, TypeVar
 
+from thinfs.bio import Bio, Op
 from thinfs.errors import (
     InvalidArgument,
     NoSpace,
@@ -31,6 +32,7 @@ from thinfs.fuse.binding import pyfuse3
 from thinfs.fuse.image import Image, ImageSource
 from thinfs.libc import FALLOC_FL_KEEP_SIZE
 from thinfs.units import DATA_BLOCK_MIN_SECTORS, SECTOR_BYTES, sectors_to_bytes
+from thinfs.waiting import do
 
 log = logging.getLogger(__name__)
 
@@ -252,7 +254,10 @@ class ImageOperations(pyfuse3.Operations):
     async def read(self, fh: int, off: int, size: int) -> bytes:
         image = self._handles[fh].image
         size = min(size, image.size_bytes - off)
-        return await image.read(off, size) if size > 0 else b""
+        if size <= 0:
+            return b""
+        data = image.read_now(off, size)
+        return bytes((await do(image, Bio(Op.READ, off, size))).data) if data is None else data
 
     @answered
     async def write(self, fh: int, off: int, buf: bytes) -> int:
@@ -266,13 +271,14 @@ class ImageOperations(pyfuse3.Operations):
             if room <= 0:
                 raise NoSpace(f"{image.name}: write at byte {off}, its size is {image.size_bytes}")
             buf = buf[:room]
-        await image.write(off, buf)
+        if not image.write_now(off, buf):
+            await do(image, Bio(Op.WRITE, off, len(buf), buf))
         node.mtime_ns = time.time_ns()
         return len(buf)
 
     @answered
     async def fsync(self, fh: int, datasync: bool) -> None:
-        await self._handles[fh].image.flush()
+        await do(self._handles[fh].image, Bio(Op.FLUSH))
 
     async def flush(self, fh: int) -> None:
         # close(2) promises nothing about durability. ENOSYS: the kernel does not ask again, and still writes back

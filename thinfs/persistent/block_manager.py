@@ -6,10 +6,11 @@ generations. Never writes by itself: `encode_dirty` gives bytes, and touching th
 """
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Final, Protocol, Self, TypeVar
 
-from thinfs.blockdev import BlockDevice, Buffer
+from thinfs.bio import Bio, Op, Submits
+from thinfs.blockdev import Buffer
 from thinfs.errors import InvalidArgument
 from thinfs.units import METADATA_BLOCK_BYTES
 
@@ -42,12 +43,24 @@ B = TypeVar("B", bound=MetadataBlock)
 Write = tuple[int, bytes]  # byte offset, whole blocks
 
 
+class MetadataDevice(Protocol):
+    """What blocks are read from. A read is never waited for: a device that cannot answer now raises bio.Held."""
+
+    @property
+    def label(self) -> str: ...
+
+    @property
+    def size_bytes(self) -> int: ...
+
+    def read(self, offset: int, length: int) -> bytes: ...
+
+
 class BlockManager:
     """`hot` is open to readers that must be quick: a block there is valid, of whatever kind."""
 
     __slots__ = ("_capacity", "_cold", "_dirty", "_nr_clean", "device", "hot")
 
-    def __init__(self, device: BlockDevice, capacity: int = CLEAN_BLOCKS_PER_GENERATION) -> None:
+    def __init__(self, device: MetadataDevice, capacity: int = CLEAN_BLOCKS_PER_GENERATION) -> None:
         self.device = device
         self.hot: dict[int, MetadataBlock] = {}  # every dirty block, and the younger generation
         self._cold: dict[int, MetadataBlock] = {}
@@ -118,7 +131,8 @@ class BlockManager:
             self._age()
 
 
-def write_and_flush(device: BlockDevice, writes: Sequence[Write]) -> None:
+def write_and_flush(device: Submits, writes: Sequence[Write]) -> Iterator[tuple[Submits, Bio]]:
+    """Requests for thinfs.steps.Chain: all of the writes, then a flush."""
     for offset, data in writes:
-        device.write(offset, data)
-    device.flush()
+        yield device, Bio(Op.WRITE, offset, len(data), data)
+    yield device, Bio(Op.FLUSH)

@@ -3,134 +3,151 @@
 Promises: every allocation decision of the kernel's; a commit that a crash at any point survives (blocks, flush,
 superblock, flush); nothing written by opening. Blocking I/O of a commit is yielded as calls that touch encoded
 bytes only (thinfs.steps). A change in read-only mode is PermissionRefused (EPERM, as the kernel's block manager);
-after a failed abort everything is InvalidArgument. Never decides modes: pool/pool.py does. Source: section 9.
+after a failed abort everything is InvalidArgument. Never decides modes: pool/pool.py does.
+Source: docs/reference/format.md, 9.
 """
 
 import logging
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 
-from thinfs.blockdev import BlockDevice
-from thinfs.errors import BadMetadata, Busy, Exists, InvalidArgument, NoSuchThin, PermissionRefused, ThinfsError
+from thinfs.bio import Bio, Op, Submits, answers_at_once, submitter
+from thinfs.errors import (
+    BadMetadata,
+    Busy,
+    Exists,
+    InvalidArgument,
+    IOFailed,
+    NoSuchThin,
+    PermissionRefused,
+    ThinfsError,
+)
 from thinfs.ondisk.btree_node import BtreeNode
 from thinfs.ondisk.superblock import FLAG_NEEDS_CHECK, NO_SPACE_MAP, SUPERBLOCK_LOCATION, Superblock
 from thinfs.ondisk.thin import DeviceDetails
 from thinfs.persistent import btree_remove
 from thinfs.persistent.block_manager import write_and_flush
-from thinfs.pool.metadata_objects import (
+from thinfs.pool.thin_device import ThinDevice
+from thinfs.pool.transaction import (
+    Device,
+    InCore,
     MetadataObjects,
+    Transaction,
     nr_usable_metadata_blocks,
     open_existing,
     open_or_format,
 )
-from thinfs.pool.thin_device import ThinDevice
-from thinfs.steps import Steps, drive
+from thinfs.steps import Chain, Requests, Steps, drive
 from thinfs.units import METADATA_RESERVE_MAX_BLOCKS
 
-log = logging.getLogger("thinfs.pool.metadata")
-
-__all__ = ["PoolMetadata", "ThinDevice"]
-
-
-def _nothing() -> None:
-    return
+log = logging.getLogger(__name__)
 
 
 class PoolMetadata:
-    """`objects`, `mapping_root`, `check_usable` and `begin_change` are for ThinDevice."""
+    """`data` is the device that is flushed before a commit: what it makes last must not lead to lost data."""
 
-    def __init__(
-        self, device: BlockDevice, objects: MetadataObjects, superblock: Superblock, pre_commit: Callable[[], None]
-    ) -> None:
+    def __init__(self, device: Device, objects: MetadataObjects, superblock: Superblock, data: Device | None) -> None:
         self.device = device
-        self.objects = objects
-        self.pre_commit = pre_commit
-        self.failed = False  # an abort failed: nothing works any more
-        self._read_only = False
-        self._in_service = False
+        self.transaction = Transaction(device, objects, superblock)
+        self.data = data
+        self._writer = submitter(device)
+        self.flag_due = False  # needs_check was set, and its write has not been tried yet
         self._flag_unwritten = False
         self._devices: dict[int, ThinDevice] = {}
         self._nr_came_in_core = 0
-        self.changed_devices: set[ThinDevice] = set()  # of those in core, since the last commit
         self._adopt(superblock)
 
     @classmethod
     def open(
         cls,
-        device: BlockDevice,
+        device: Device,
         data_block_size_sectors: int,
         *,
         format_allowed: bool = True,
-        pre_commit: Callable[[], None] = _nothing,
+        data: Device | None = None,
     ) -> "PoolMetadata":
+        """`opening` on devices that answer at once."""
+        return drive(cls.opening(device, data_block_size_sectors, format_allowed=format_allowed, data=data))
+
+    @classmethod
+    def opening(
+        cls, device: Device, data_block_size_sectors: int, *, format_allowed: bool, data: Device | None
+    ) -> Steps["PoolMetadata"]:
+        """Open, or format where block 0 is blank. InvalidArgument, PermissionRefused, BadMetadata, IOFailed."""
         # A process killed within a commit leaves its superblock in the device's cache. Without this flush the blocks
         # that it freed would be written over while the one on stable storage still needs them.
-        device.flush()
-        objects, superblock = open_or_format(device, data_block_size_sectors, format_allowed=format_allowed)
-        return cls(device, objects, superblock, pre_commit)
+        yield Chain([(submitter(device), Bio(Op.FLUSH))], blocks=answers_at_once(device))
+        objects, superblock = yield from open_or_format(device, data_block_size_sectors, format_allowed=format_allowed)
+        return cls(device, objects, superblock, data)
 
     def close(self) -> None:
+        """`closing` on devices that answer at once."""
+        drive(self.closing())
+
+    def closing(self) -> Steps[None]:
         """Drop everything that was not committed."""
-        if self._flag_unwritten and not self.failed:
-            self._write_flag()
-        self.failed = True
+        if not self.transaction.failed:
+            yield from self.write_flag()
+        self.transaction.failed = True
         self._devices.clear()
-        self.changed_devices.clear()
+        self.transaction.changed.clear()
 
     def _adopt(self, superblock: Superblock) -> None:
         self._superblock = superblock
-        self.mapping_root = superblock.data_mapping_root
-        self._details_root = superblock.device_details_root
-        self._time = superblock.time
+        self.transaction.adopt(superblock)
         self._transaction_id = superblock.trans_id
         self._flags = superblock.flags
 
+    @property
+    def objects(self) -> MetadataObjects:
+        return self.transaction.objects
+
+    @property
+    def failed(self) -> bool:
+        """An abort failed, or it is closed."""
+        return self.transaction.failed
+
     # -- what may be done
 
-    def check_usable(self) -> None:
-        if self.failed:
-            raise InvalidArgument(f"{self.device.label}: the pool's metadata is closed or has failed")
-
     def begin_change(self) -> None:
-        """Every changing call starts here: from the first on, commits do something."""
-        self._in_service = True
-        self.check_usable()
-        if self._read_only:
-            raise PermissionRefused(f"{self.device.label}: the pool's metadata is read-only")
+        self.transaction.begin_change()
 
     @property
     def read_only(self) -> bool:
-        return self._read_only
+        return self.transaction.read_only
 
     def set_read_only(self) -> None:
-        self._read_only = True
+        self.transaction.read_only = True
 
     def set_read_write(self) -> None:
-        self._read_only = False
+        self.transaction.read_only = False
 
     @property
     def needs_check(self) -> bool:
         return bool(self._flags & FLAG_NEEDS_CHECK)
 
     def set_needs_check(self) -> None:
-        """Set the flag, in the superblock on the device too; what else that holds stays as committed.
-
-        When it cannot be written now it is tried again at the close: the kernel's goes to the device then (seen).
-        """
-        self._in_service = True
-        self.check_usable()
+        """Set the flag; `write_flag` then puts it into the superblock on the device, all else of it as committed."""
+        self.transaction.in_service = True
+        self.transaction.check_usable()
         self._flags |= FLAG_NEEDS_CHECK
         self._superblock = replace(self._superblock, flags=self._flags)
-        self._flag_unwritten = True
-        self._write_flag()
+        self._flag_unwritten = self.flag_due = True
 
-    def _write_flag(self) -> None:
-        try:
-            write_and_flush(self.device, [(0, self._superblock.build(SUPERBLOCK_LOCATION))])
-        except ThinfsError as failure:
-            log.error("needs_check is not yet in the superblock: %s", failure)
-        else:
-            self._flag_unwritten = False
+    def write_flag(self) -> Steps[None]:
+        """When it cannot be written now it is tried again at the close: the kernel's goes to the device then (seen)."""
+        self.flag_due = False
+        if self._flag_unwritten:
+            last_write = [(0, self._superblock.build(SUPERBLOCK_LOCATION))]
+            try:
+                yield self._chain(write_and_flush(self._writer, last_write))
+            except ThinfsError as failure:
+                log.error("needs_check is not yet in the superblock: %s", failure)
+            else:
+                self._flag_unwritten = False
+
+    def _chain(self, requests: Requests) -> Chain:
+        return Chain(requests, blocks=answers_at_once(self.device))
 
     # -- the pool's numbers
 
@@ -145,7 +162,7 @@ class PoolMetadata:
 
     @property
     def time(self) -> int:
-        return self._time
+        return self.transaction.time
 
     @property
     def transaction_id(self) -> int:
@@ -171,23 +188,23 @@ class PoolMetadata:
 
     def _bring_in_core(self, dev_id: int, details: DeviceDetails) -> ThinDevice:
         self._nr_came_in_core += 1
-        thin = self._devices[dev_id] = ThinDevice(self, dev_id, details, self._nr_came_in_core)
+        thin = self._devices[dev_id] = ThinDevice(self.transaction, dev_id, details, self._nr_came_in_core)
         return thin
 
-    def _drop(self, thin: ThinDevice) -> None:
+    def _drop(self, thin: InCore) -> None:
         del self._devices[thin.dev_id]
         thin.changed = False
 
     def device_details(self, dev_id: int) -> DeviceDetails | None:
         """As in the details tree: without what changed since the last commit."""
-        self.check_usable()
-        words = self.objects.details.lookup_words(self._details_root, dev_id)
+        self.transaction.check_usable()
+        words = self.objects.details.lookup_words(self.transaction.details_root, dev_id)
         return None if words is None else DeviceDetails.from_words(*words)
 
     def devices(self) -> Iterator[tuple[int, DeviceDetails]]:
         """All of the details tree, by id; nothing may change meanwhile."""
-        self.check_usable()
-        for dev_id, words in self.objects.details.walk(self._details_root):
+        self.transaction.check_usable()
+        for dev_id, words in self.objects.details.walk(self.transaction.details_root):
             yield dev_id, DeviceDetails.from_words(*words)
 
     def open_thin(self, dev_id: int) -> ThinDevice:
@@ -207,7 +224,7 @@ class PoolMetadata:
             raise Exists(f"create_thin {dev_id}: thin {dev_id} exists already")
         root = self.objects.bottom.empty()
         try:
-            self.mapping_root, _ = self.objects.top.insert(self.mapping_root, (dev_id,), root)
+            self.transaction.mapping_root, _ = self.objects.top.insert(self.transaction.mapping_root, (dev_id,), root)
         except ThinfsError:
             drive(self.objects.bottom.delete(root))
             raise
@@ -217,23 +234,23 @@ class PoolMetadata:
         self.begin_change()
         if self.device_details(dev_id) is not None:
             raise Exists(f"create_snap {dev_id} {origin_id}: thin {dev_id} exists already")
-        root = self.objects.top.lookup(self.mapping_root, origin_id)
+        root = self.objects.top.lookup(self.transaction.mapping_root, origin_id)
         if root is None:
             raise NoSuchThin(f"create_snap {dev_id} {origin_id}: thin {origin_id} does not exist")
         self.objects.tm.inc(root)
-        self.mapping_root, _ = self.objects.top.insert(self.mapping_root, (dev_id,), root)
-        self._time += 1
+        self.transaction.mapping_root, _ = self.objects.top.insert(self.transaction.mapping_root, (dev_id,), root)
+        self.transaction.time += 1
         snap = self._new_device(dev_id)
         origin = self._in_core(origin_id)
         if origin is None:
             raise NoSuchThin(f"create_snap {dev_id} {origin_id}: thin {origin_id} has no details")
-        snap.snapshotted_time = origin.snapshotted_time = self._time
+        snap.snapshotted_time = origin.snapshotted_time = self.transaction.time
         snap.mapped_blocks = origin.mapped_blocks
         origin.changed = True
 
     def _new_device(self, dev_id: int) -> ThinDevice:
         """In core only; the record is written at the commit."""
-        details = DeviceDetails(0, self._transaction_id, self._time, self._time)
+        details = DeviceDetails(0, self._transaction_id, self.transaction.time, self.transaction.time)
         old = self._devices.get(dev_id)
         if old is not None:
             self._drop(old)
@@ -261,10 +278,12 @@ class PoolMetadata:
             except ThinfsError as error:
                 failure = error
 
-        self._details_root, found = btree_remove.remove(objects.details, self._details_root, dev_id)
+        self.transaction.details_root, found = btree_remove.remove(
+            objects.details, self.transaction.details_root, dev_id
+        )
         if found:
-            self.mapping_root, found = yield from btree_remove.remove_steps(
-                objects.top, self.mapping_root, dev_id, delete_subtree
+            self.transaction.mapping_root, found = yield from btree_remove.remove_steps(
+                objects.top, self.transaction.mapping_root, dev_id, delete_subtree
             )
         if not found:
             raise NoSuchThin(f"delete {dev_id}: thin {dev_id} is incomplete")
@@ -285,7 +304,7 @@ class PoolMetadata:
         return self.objects.data_sm.new_block()
 
     def data_block_count(self, data_block: int) -> int:
-        self.check_usable()
+        self.transaction.check_usable()
         return self.objects.data_sm.count(data_block)
 
     def data_block_is_shared(self, data_block: int) -> bool:
@@ -341,7 +360,7 @@ class PoolMetadata:
 
     def set_metadata_threshold(self, threshold: int, callback: Callable[[], None]) -> None:
         """Called within the allocation that crosses it: the callback must only take note."""
-        self.check_usable()
+        self.transaction.check_usable()
         self.objects.metadata_sm.set_threshold(threshold, callback)
 
     # -- transactions
@@ -349,39 +368,42 @@ class PoolMetadata:
     @property
     def changed_this_transaction(self) -> bool:
         """Whether a device in core has changed since the last commit: what makes the worker commit."""
-        return bool(self.changed_devices)
+        return bool(self.transaction.changed)
 
     def commit(self) -> Steps[None]:
-        """Section 9.3. Whatever fails, the state on the device is the previous one; the caller then aborts."""
-        self.check_usable()
-        if not self._in_service:
+        """Whatever fails, the state on the device is the previous one; the caller then aborts.
+
+        Source: docs/reference/format.md, 9.3.
+        """
+        self.transaction.check_usable()
+        if not self.transaction.in_service:
             return
-        if self._read_only:
+        if self.transaction.read_only:
             raise PermissionRefused(f"{self.device.label}: the pool's metadata is read-only")
-        yield self.pre_commit
         written = self._write_changed_details()
-        objects, device = self.objects, self.device
+        objects = self.objects
         objects.data_sm.commit()
         objects.metadata_sm.commit()
         superblock = replace(
             self._superblock,
-            time=self._time & 0xFFFFFFFF,
-            data_mapping_root=self.mapping_root,
-            device_details_root=self._details_root,
+            time=self.transaction.time & 0xFFFFFFFF,
+            data_mapping_root=self.transaction.mapping_root,
+            device_details_root=self.transaction.details_root,
             trans_id=self._transaction_id,
             flags=self._flags,
             data_space_map_root=objects.data_sm.ll.root(),
             metadata_space_map_root=objects.metadata_sm.ll.root(),
         )
-        writes = objects.bm.encode_dirty()
-        last_write = [(0, superblock.build(SUPERBLOCK_LOCATION))]
-
-        def write() -> None:  # in one call: each costs a hop to a thread
-            # A crash before the first flush ends leaves blocks that no superblock leads to.
-            write_and_flush(device, writes)
-            write_and_flush(device, last_write)
-
-        yield write
+        # One chain, which costs one hop to a thread. A crash before the second flush ends leaves blocks that no
+        # superblock leads to.
+        writes, last_write = objects.bm.encode_dirty(), [(0, superblock.build(SUPERBLOCK_LOCATION))]
+        requests = [
+            *self._flush_of_data(),
+            *write_and_flush(self._writer, writes),
+            *write_and_flush(self._writer, last_write),
+        ]
+        at_once = answers_at_once(self.device) and (self.data is None or answers_at_once(self.data))
+        yield Chain(requests, blocks=at_once)
         objects.bm.written()
         objects.bm.forget(SUPERBLOCK_LOCATION)
         objects.tm.committed()
@@ -389,16 +411,19 @@ class PoolMetadata:
             thin.changed = False
         self._adopt(superblock)
 
-    def _write_changed_details(self) -> list[ThinDevice]:
+    def _flush_of_data(self) -> list[tuple[Submits, Bio]]:
+        return [] if self.data is None else [(submitter(self.data), Bio(Op.FLUSH))]
+
+    def _write_changed_details(self) -> list[InCore]:
         """The devices written that stay in core."""
-        written = []
+        written: list[InCore] = []
         # most recently opened first
-        for thin in sorted(self.changed_devices, key=lambda thin: thin.in_core_nr, reverse=True):
+        for thin in sorted(self.transaction.changed, key=lambda thin: thin.in_core_nr, reverse=True):
             if self._devices.get(thin.dev_id) is not thin:  # replaced, after its creation had been aborted
                 thin.changed = False
                 continue
-            self._details_root, _ = self.objects.details.insert(
-                self._details_root, (thin.dev_id,), *thin.details.words()
+            self.transaction.details_root, _ = self.objects.details.insert(
+                self.transaction.details_root, (thin.dev_id,), *thin.details.words()
             )
             if thin.open_count:
                 written.append(thin)
@@ -407,19 +432,19 @@ class PoolMetadata:
         return written
 
     def abort(self) -> None:
-        """Back to the last commit, section 9.4. When even that fails, nothing works any more."""
-        self._in_service = True
-        self.check_usable()
+        """Back to the last commit (docs/reference/format.md, 9.4). When even that fails, nothing works any more."""
+        self.transaction.in_service = True
+        self.transaction.check_usable()
         for thin in self._devices.values():
             thin.aborted_with_changes = thin.changed
         try:
-            self.objects, superblock = open_existing(self.device, self._superblock.data_block_size)
+            self.transaction.objects, superblock = open_existing(self.device, self._superblock.data_block_size)
         except ThinfsError:
-            self.failed = True
+            self.transaction.failed = True
             raise
         self._adopt(superblock)
 
-    # -- metadata snapshot, section 9.6
+    # -- metadata snapshot: docs/reference/format.md, 9.6
 
     @property
     def held_root(self) -> int:
@@ -444,17 +469,30 @@ class PoolMetadata:
         self._superblock = replace(self._superblock, held_root=held_root)
         yield from self.commit()
 
-    def release_metadata_snap(self) -> Steps[None]:
+    def release_metadata_snap(self) -> Steps[ThinfsError | None]:
+        """The held root goes first; then what can be read below it is given back, and what cannot leaks.
+
+        The error of a snapshot that could not be read itself is returned (docs/reference/behaviour.md, 10).
+        """
         self.begin_change()
         held_root = self.held_root
         if not held_root:
             raise InvalidArgument("release_metadata_snap: none is held")
         objects = self.objects
-        copy = objects.bm.read(held_root, Superblock)
-        if copy.held_root:
-            raise BadMetadata(f"metadata block {held_root}: a metadata snapshot that holds another")
         self._superblock = replace(self._superblock, held_root=0)
-        yield from objects.mapping.delete(copy.data_mapping_root)
-        yield from objects.details.delete(copy.device_details_root)
-        objects.tm.dec(held_root)
+        failure: ThinfsError | None = None
+        try:
+            copy = objects.bm.read(held_root, Superblock)
+            if copy.held_root:
+                raise BadMetadata(f"metadata block {held_root}: a metadata snapshot that holds another")
+        except (BadMetadata, IOFailed) as error:
+            failure = error
+        else:
+            for tree, root in ((objects.mapping, copy.data_mapping_root), (objects.details, copy.device_details_root)):
+                try:
+                    yield from tree.delete(root)
+                except (BadMetadata, IOFailed) as error:
+                    log.error("release_metadata_snap: what is below block %d leaks: %s", root, error)
+            objects.tm.dec(held_root)
         yield from self.commit()
+        return failure

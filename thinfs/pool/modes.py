@@ -1,6 +1,6 @@
 """The pool's modes, ordered by degradation, and what each one does with each kind of I/O.
 
-Source: behaviour reference, section 5. A mode is never left downwards in this order except as
+Source: docs/reference/behaviour.md, 5. A mode is never left downwards in this order except as
 pool.set_mode allows; FAIL is final.
 """
 
@@ -41,7 +41,7 @@ MODES: Final[dict[PoolMode, ModeRules]] = {
 
 
 @dataclass(slots=True)
-class Binding:
+class PoolSettings:
     """What one thin-pool table line asks of the pool; the pool adopts it at each resume.
 
     `mode` starts as requested and then follows the pool, so that a plain suspend and resume keeps

@@ -1,14 +1,16 @@
-"""The thin-pool engine: modes, space, messages, status, suspend and resume, over metadata and a data device.
+"""The thin-pool engine: messages, status, suspend and resume, over metadata and a data device.
 
 Promises the kernel's answers: errno, mode, event and allocation for every operation. Synchronous and
-single-threaded; what must wait is yielded (thinfs.steps), one Steps of a pool at a time. Never: opens paths,
-parses tables, knows names. Mirrors dm-thin's pool. Source: behaviour reference, sections 1, 3, 4 and 5.
+single-threaded; what must wait is yielded (thinfs.steps), one Steps of a pool at a time. An exception that is no
+ThinfsError is a failed metadata operation: aborted, needs_check, read-only, every bio taken on fails. Never: opens
+paths, parses tables, knows names. Mirrors dm-thin's pool. Source: docs/reference/behaviour.md, 1, 3, 4 and 5.
 """
 
 import logging
 from collections.abc import Callable, Sequence
-from typing import Final
+from typing import Final, TypeVar
 
+from thinfs.bio import Bio, LowerDevice
 from thinfs.blockdev import BlockDevice
 from thinfs.dm.message import (
     CreateSnap,
@@ -26,25 +28,26 @@ from thinfs.errors import (
     Exists,
     InvalidArgument,
     IOFailed,
-    NoSpace,
     NoSuchThin,
     NotSupported,
     PermissionRefused,
     ThinfsError,
 )
-from thinfs.pool.bio import Bio
 from thinfs.pool.data_device import DataDevice
 from thinfs.pool.metadata import PoolMetadata
-from thinfs.pool.modes import MODES, Binding, PoolMode
-from thinfs.pool.thin import Origin, Thin
+from thinfs.pool.modes import MODES, PoolMode, PoolSettings
+from thinfs.pool.pending import Pending
+from thinfs.pool.space import Space
+from thinfs.pool.state import PoolState
+from thinfs.pool.thin import Thin
 from thinfs.pool.worker import COMMIT_PERIOD_SECONDS, Worker
 from thinfs.steps import Steps
-from thinfs.units import METADATA_BLOCK_BYTES
 
-log = logging.getLogger("thinfs.pool")
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 NO_SPACE_TIMEOUT_SECONDS: Final = 60.0
-METADATA_THRESHOLD_MAX_BLOCKS: Final = 1024
 
 _REFUSALS: Final = (Exists, NoSuchThin, Busy, InvalidArgument, PermissionRefused)  # found before anything has changed
 
@@ -59,8 +62,8 @@ class Pool:
     def __init__(
         self,
         metadata: PoolMetadata,
-        metadata_device: BlockDevice,
-        data_device: BlockDevice,
+        metadata_device: BlockDevice | LowerDevice,
+        data_device: BlockDevice | LowerDevice,
         *,
         clock: Callable[[], float],
         notify: Callable[[], None] = lambda: None,
@@ -69,218 +72,133 @@ class Pool:
         """`metadata` has been opened on `metadata_device`, with a flush of `data_device` before its commits."""
         self.block_size_sectors = metadata.data_block_size_sectors
         self.data = DataDevice(data_device, self.block_size_sectors)
-        self.metadata_device = metadata_device
         self.metadata = metadata
-        self.clock = clock
-        self.no_space_timeout = no_space_timeout
-        self.mode = PoolMode.WRITE
-        self.suspended = True
-        self.thins: dict[Thin, None] = {}  # active, in the order of activation
+        self.state = PoolState(
+            metadata, metadata_device, self.data, clock=clock, notify=notify, no_space_timeout=no_space_timeout
+        )
+        self.pending = Pending()
+        self.space = Space(self.state, self.pending)
+        self.worker = Worker(self.state, self.space, self.pending)
         self._nr_activations = 0
-        self.zero_new_blocks = True
-        self.discard_passdown = True
-        self.error_if_no_space = False
-        self._notify = notify
-        self._worker = Worker(self)
-        self._binding = Binding(frozenset(), 0, 0)
-        self._low_water_signalled = False
-        self._no_space_deadline: float | None = None
+
+    @property
+    def mode(self) -> PoolMode:
+        return self.state.mode
 
     @property
     def failed(self) -> bool:
-        return self.mode is PoolMode.FAIL
+        return self.state.mode is PoolMode.FAIL
+
+    @property
+    def suspended(self) -> bool:
+        return self.state.suspended
 
     @property
     def discard_enabled(self) -> bool:
         """Whether the adopted table advertises discards."""
-        return self._binding.discard_enabled
+        return self.state.settings.discard_enabled
 
-    # -- modes -------------------------------------------------------------------------------------------
+    # -- one operation at a time -------------------------------------------------------------------------
 
-    def set_mode(self, wanted: PoolMode) -> None:
-        """Change mode as far as the kernel would: never out of FAIL, never to WRITE while needs_check."""
-        old = self.mode
-        if wanted is PoolMode.WRITE and old is not PoolMode.FAIL and self.metadata.needs_check:
-            log.error("unable to switch pool to write mode until repaired")
-            wanted = old if old > wanted else PoolMode.READ_ONLY
-        if old is PoolMode.FAIL:
-            wanted = PoolMode.FAIL
-        was_out_of_data_space = old is PoolMode.OUT_OF_DATA_SPACE
-        self.mode = self._binding.mode = wanted
-        self._no_space_deadline = None
-        if MODES[wanted].metadata_writable:
-            self.metadata.set_read_write()
-        else:
-            self.metadata.set_read_only()
-        if wanted is PoolMode.WRITE:
-            self.error_if_no_space = self._binding.error_if_no_space
-        elif wanted is PoolMode.OUT_OF_DATA_SPACE:
-            if not self.error_if_no_space and self.no_space_timeout:
-                self._no_space_deadline = self.clock() + self.no_space_timeout
-        else:
-            self._fail_waiting(NoSpace if was_out_of_data_space else IOFailed)
-        if old is not wanted:
-            self._report_mode()
+    def _operation(self, name: str, steps: Steps[T]) -> Steps[T]:
+        """Every operation runs in here: a bug in one is a failed metadata operation, and ends what it had taken on."""
+        failure: ThinfsError | None = None
+        try:
+            result = yield from steps
+        except ThinfsError as error:
+            failure = error
+        except Exception as error:
+            log.exception("%s: a bug", name)
+            failure = self._broken(name, error)
+        self.data.held = False
+        if self.metadata.flag_due:
+            yield from self.metadata.write_flag()
+        if failure is not None:
+            raise failure
+        return result
 
-    def _report_mode(self) -> None:
-        description = MODES[self.mode].description
-        if self.mode is PoolMode.OUT_OF_DATA_SPACE:
-            description += " (error IO)" if self.error_if_no_space else " (queue IO)"
-        log.warning("switching pool to %s mode", description)
-        self._notify()
+    def _broken(self, name: str, error: Exception) -> ThinfsError:
+        failure = IOFailed(f"{name}: internal error, see the log: {error!r}")
+        self.space.metadata_operation_failed(name, failure)
+        self.pending.fail_everything(failure)
+        return failure
 
-    def metadata_operation_failed(self, operation: str, error: ThinfsError) -> None:
-        """Abort the transaction, remember needs_check in the superblock, go read-only; FAIL if even that fails."""
-        log.error("metadata operation %r failed: %s", operation, error)
-        if self.mode < PoolMode.READ_ONLY:
-            log.error("aborting current metadata transaction")
-            try:
-                self.metadata.abort()
-                self.metadata.set_needs_check()
-            except ThinfsError as failure:
-                log.error("failed to abort the transaction or to set needs_check: %s", failure)
-                self.set_mode(PoolMode.FAIL)
-        self.set_mode(PoolMode.READ_ONLY)
-
-    def unserviceable_error(self) -> ThinfsError | None:
-        """What a bio gets that needs a block and cannot have one; None: it waits for space."""
-        if self.mode is PoolMode.OUT_OF_DATA_SPACE:
-            return NoSpace("the pool is out of data space") if self.error_if_no_space else None
-        return IOFailed(f"the pool is in {MODES[self.mode].description} mode")
+    def _hold_in_place(self) -> Steps[None]:
+        """For the rest of the operation nothing begins in place, and nothing is under way: a snapshot is one moment."""
+        if not self.data.at_once:
+            self.data.held = True
+            yield from self.data.drained()
 
     # -- bios --------------------------------------------------------------------------------------------
 
     def defer(self, thin: Thin, bios: Sequence[Bio]) -> None:
         """Queue bios for the worker's next pass."""
-        self._worker.defer(thin, bios)
+        self.pending.defer(thin, bios)
+        self.state.wake()
 
     def work(self) -> Steps[None]:
         """Let the worker do all it can: bios that then are not done wait for space."""
-        deadline = self._no_space_deadline
-        if deadline is not None and self.clock() >= deadline:
-            self._no_space_timed_out()
-        if not self.suspended:
-            yield from self._worker.run()
+        return self._operation("work", self._work())
+
+    def _work(self) -> Steps[None]:
+        self.space.end_wait_if_due()
+        if self.state.suspended:
+            return
+        try:
+            yield from self.worker.run()
+        except ThinfsError as error:  # a pass answers for the errors it knows; this one has left it half done
+            log.exception("the worker: an error that no bio has taken")
+            self._broken("work", error)
+
+    @property
+    def has_work(self) -> bool:
+        """Whether `work` would do something now."""
+        return not self.state.suspended and (self.pending.has_work or self.worker.commit_is_due())
 
     def next_deadline(self) -> float | None:
         """When `work` should run again though nothing arrives: a due commit or the no-space timeout."""
-        deadlines = [] if self._no_space_deadline is None else [self._no_space_deadline]
-        if not self.suspended and MODES[self.mode].metadata_writable and self.metadata.changed_this_transaction:
-            deadlines.append(self._worker.last_commit + COMMIT_PERIOD_SECONDS)
+        state, deadline = self.state, self.space.no_space_deadline
+        deadlines = [] if deadline is None else [deadline]
+        if not state.suspended and MODES[state.mode].metadata_writable and self.metadata.changed_this_transaction:
+            deadlines.append(self.worker.last_commit + COMMIT_PERIOD_SECONDS)
         return min(deadlines, default=None)
-
-    def _no_space_timed_out(self) -> None:
-        self._no_space_deadline = None
-        if self.mode is PoolMode.OUT_OF_DATA_SPACE and not self.error_if_no_space:
-            self.error_if_no_space = True
-            self._report_mode()
-            self._fail_waiting(NoSpace)
-
-    def _fail_waiting(self, error: type[ThinfsError]) -> None:
-        for thin in self.thins:
-            waiting, thin.waiting = thin.waiting, []
-            for bio in waiting:
-                bio.complete(error(f"thin {thin.dev_id}: no data block for byte {bio.offset}"))
-
-    def _requeue_waiting(self) -> None:
-        for thin in self.thins:
-            waiting, thin.waiting = thin.waiting, []
-            if waiting:
-                self._worker.defer(thin, waiting)
-
-    # -- space and commits -------------------------------------------------------------------------------
-
-    def alloc_data_block(self) -> Steps[int]:
-        """A free data block, committing first where only this transaction's frees are left (reference, 5)."""
-        metadata = self.metadata
-        free = metadata.nr_free_data_blocks
-        self._check_low_water(free)
-        if free == 0:
-            yield from self.commit()
-            if metadata.nr_free_data_blocks == 0:
-                self.set_mode(PoolMode.OUT_OF_DATA_SPACE)
-                raise NoSpace("the pool is out of data space")
-        try:
-            block = metadata.alloc_data_block()
-        except NoSpace:
-            self.set_mode(PoolMode.OUT_OF_DATA_SPACE)
-            raise
-        except ThinfsError as failure:
-            self.metadata_operation_failed("alloc_data_block", failure)
-            raise
-        if metadata.nr_free_metadata_blocks == 0:
-            yield from self.commit()  # before the reserve is eaten
-        return block
-
-    def _check_low_water(self, free: int) -> None:
-        if free <= self._binding.low_water_blocks and not self._low_water_signalled:
-            log.warning("reached low water mark for data device: sending event.")
-            self._low_water_signalled = True
-            self._notify()
-
-    def commit(self) -> Steps[None]:
-        """Commit the metadata and look at the space that is left. Refused in the read-only modes."""
-        if not MODES[self.mode].metadata_writable:
-            raise InvalidArgument(f"commit: the pool is in {MODES[self.mode].description} mode")
-        try:
-            yield from self.metadata.commit()
-        except ThinfsError as failure:
-            self.metadata_operation_failed("commit", failure)
-            raise
-        self._worker.copied_from.clear()
-        if self.metadata.nr_free_metadata_blocks == 0:
-            log.error("No free metadata blocks.")
-            self.set_mode(PoolMode.OUT_OF_METADATA_SPACE)
-        if self.mode is PoolMode.OUT_OF_DATA_SPACE and self.metadata.nr_free_data_blocks > 0:
-            self.set_mode(PoolMode.WRITE)
-            self._requeue_waiting()
 
     def _run_requeued(self) -> Steps[None]:
         """A commit outside the worker may have found space: who waited for it goes on, as in the kernel (seen)."""
-        if self._worker.has_bios:
-            yield from self.work()
-
-    def _commit_ignoring_errors(self) -> Steps[None]:
-        """As the kernel commits after messages, on status and on suspend: the mode tells what went wrong."""
-        if MODES[self.mode].metadata_writable:
-            try:
-                yield from self.commit()
-            except ThinfsError as failure:
-                log.error("commit failed: %s", failure)
+        self.data.held = False
+        if self.pending.with_bios:
+            yield from self._work()
 
     def register_metadata_threshold(self) -> None:
         """At each table load: an event when free metadata blocks fall to min(1024, a quarter)."""
-        if self.mode is PoolMode.FAIL:
-            raise InvalidArgument("thin-pool: Error registering metadata threshold: the pool is in fail mode")
-        self.metadata.set_metadata_threshold(self._metadata_low_water_blocks(), self._metadata_low)
-
-    def _metadata_low_water_blocks(self) -> int:
-        nr_blocks = self.metadata_device.size_bytes // METADATA_BLOCK_BYTES
-        return min(METADATA_THRESHOLD_MAX_BLOCKS, nr_blocks // 4)
-
-    def _metadata_low(self) -> None:
-        log.warning("reached low water mark for metadata device: sending event.")
-        self._notify()
+        self.space.register_metadata_threshold()
 
     # -- messages and status -----------------------------------------------------------------------------
 
     def message(self, words: Sequence[str]) -> Steps[None]:
         """Carry out a message and commit. A read-only or failed pool answers NotSupported to any."""
+        return self._operation(words[0], self._message(words))
+
+    def _message(self, words: Sequence[str]) -> Steps[None]:
         if not MODES[self.mode].messages:
             raise NotSupported(f"message {words[0]}: the pool is in {MODES[self.mode].description} mode")
         message = parse_pool_message(words)
+        yield from self._hold_in_place()
         try:
-            yield from self._carry_out(message)
+            failed = yield from self._carry_out(message)
         except _REFUSALS:
             raise
         except ThinfsError as failure:
             # The kernel leaves the half of it in the transaction, where the next commit would make it last.
-            self.metadata_operation_failed(words[0], failure)
+            self.space.metadata_operation_failed(words[0], failure)
             raise
-        yield from self._commit_ignoring_errors()
+        yield from self.space.commit_ignoring_errors()
         yield from self._run_requeued()
+        if failed is not None:
+            raise failed
 
-    def _carry_out(self, message: PoolMessage) -> Steps[None]:
+    def _carry_out(self, message: PoolMessage) -> Steps[ThinfsError | None]:
+        """What is raised has failed altogether; an error that is returned is answered, and the pool goes on."""
         metadata = self.metadata
         match message:
             case CreateThin(dev_id):
@@ -290,21 +208,25 @@ class Pool:
             case Delete(dev_id):
                 failure = yield from metadata.delete_thin(dev_id)
                 if failure is not None:
-                    self.metadata_operation_failed("delete", failure)
+                    self.space.metadata_operation_failed("delete", failure)
             case SetTransactionId(current, new):
                 metadata.set_transaction_id(current, new)
             case ReserveMetadataSnap():
-                yield from self._commit_ignoring_errors()
+                yield from self.space.commit_ignoring_errors()
                 yield from metadata.reserve_metadata_snap()
             case ReleaseMetadataSnap():
-                yield from metadata.release_metadata_snap()
+                return (yield from metadata.release_metadata_snap())
+        return None
 
     def status(self, *, noflush: bool = False) -> Steps[str]:
         """The INFO parameters; commits first unless noflush or suspended."""
+        return self._operation("status", self._status(noflush=noflush))
+
+    def _status(self, *, noflush: bool) -> Steps[str]:
         if self.mode is PoolMode.FAIL:
             return FAIL
-        if not noflush and not self.suspended:
-            yield from self._commit_ignoring_errors()
+        if not noflush and not self.state.suspended:
+            yield from self.space.commit_ignoring_errors()
         text = self._status_text()
         yield from self._run_requeued()
         return text
@@ -323,9 +245,9 @@ class Pool:
                 held_root=metadata.held_root,
                 mode=MODES[self.mode].status,
                 discard=self._discard_status(),
-                no_space="error_if_no_space" if self.error_if_no_space else "queue_if_no_space",
+                no_space="error_if_no_space" if self.state.error_if_no_space else "queue_if_no_space",
                 needs_check=metadata.needs_check,
-                metadata_low_water_blocks=self._metadata_low_water_blocks(),
+                metadata_low_water_blocks=self.space.metadata_low_water_blocks(),
             )
         except ThinfsError as failure:
             log.error("status: %s", failure)
@@ -333,9 +255,9 @@ class Pool:
         return str(status)
 
     def _discard_status(self) -> str:
-        if not self._binding.discard_enabled:
+        if not self.discard_enabled:
             return "ignore_discard"
-        return "discard_passdown" if self.discard_passdown else "no_discard_passdown"
+        return "discard_passdown" if self.state.discard_passdown else "no_discard_passdown"
 
     def thin_status(self, thin: Thin) -> str:
         if self.mode is PoolMode.FAIL:
@@ -352,37 +274,40 @@ class Pool:
 
     # -- thins -------------------------------------------------------------------------------------------
 
-    def open_thin(self, dev_id: int, origin: Origin | None = None) -> Thin:
-        """Activate a thin; the same id may be active several times (reference, 2, in this order)."""
+    def open_thin(self, dev_id: int, origin: BlockDevice | LowerDevice | None = None) -> Thin:
+        """Activate a thin; the same id may be active several times (docs/reference/behaviour.md, 2, in this order)."""
         if self.mode is PoolMode.FAIL:
             raise InvalidArgument("thin: Couldn't open thin device, Pool is in fail mode")
         try:
             internal = self.metadata.open_thin(dev_id)
         except NoSuchThin:
             raise NoSuchThin(f"thin: Couldn't open thin internal device: thin {dev_id} does not exist") from None
-        if self.suspended:
+        if self.state.suspended:
             self.metadata.close_thin(internal)
             raise InvalidArgument("thin: Unable to activate thin device while pool is suspended")
         self._nr_activations += 1
-        thin = Thin(self, internal, origin, self._nr_activations)
-        self.thins[thin] = None
+        thin = Thin(self.state, internal, origin, self._nr_activations, self.defer)
+        self.pending.thins[thin] = None
         return thin
 
     def close_thin(self, thin: Thin) -> None:
-        del self.thins[thin]
+        del self.pending.thins[thin]
         self.metadata.close_thin(thin.internal)
 
     # -- suspend and resume ------------------------------------------------------------------------------
 
-    def preresume(self, binding: Binding) -> Steps[None]:
-        """Adopt a table's features and mode, then grow what has grown (reference, 1, "Resume checks")."""
-        self._binding, wanted = binding, binding.mode
-        self.zero_new_blocks = binding.zero_new_blocks
-        self.error_if_no_space = binding.error_if_no_space
-        self.discard_passdown = binding.discard_passdown and self.data.supports_passdown
-        if binding.discard_passdown and not self.discard_passdown:
+    def preresume(self, settings: PoolSettings) -> Steps[None]:
+        """Adopt a table's features and mode, then grow what has grown (docs/reference/behaviour.md, 1.2)."""
+        return self._operation("preresume", self._preresume(settings))
+
+    def _preresume(self, settings: PoolSettings) -> Steps[None]:
+        self.state.settings, wanted = settings, settings.mode
+        self.state.zero_new_blocks = settings.zero_new_blocks
+        self.state.error_if_no_space = settings.error_if_no_space
+        self.state.discard_passdown = settings.discard_passdown and self.data.supports_passdown
+        if settings.discard_passdown and not self.state.discard_passdown:
             log.warning("Data device (%s) discard unsupported: Disabling discard passdown.", self.data.device.label)
-        self.set_mode(wanted)
+        self.space.set_mode(wanted)
         try:
             grew_data = self._grow_data()
             grew_metadata = self._grow_metadata()
@@ -393,10 +318,10 @@ class Pool:
                 return
             raise
         if grew_data or grew_metadata:
-            yield from self._commit_ignoring_errors()
+            yield from self.space.commit_ignoring_errors()
 
     def _grow_data(self) -> bool:
-        wanted, stored = self._binding.nr_data_blocks, self.metadata.nr_data_blocks
+        wanted, stored = self.state.settings.nr_data_blocks, self.metadata.nr_data_blocks
         if wanted < stored:
             raise InvalidArgument(f"pool target ({wanted} blocks) too small: expected {stored}")
         if wanted == stored:
@@ -414,7 +339,7 @@ class Pool:
         try:
             self.metadata.resize_data(wanted)
         except ThinfsError as failure:
-            self.metadata_operation_failed("resize_data", failure)
+            self.space.metadata_operation_failed("resize_data", failure)
             raise
         return True
 
@@ -433,31 +358,37 @@ class Pool:
             return False
         log.info("growing the metadata device from %d to %d blocks", stored, wanted)
         if self.mode is PoolMode.OUT_OF_METADATA_SPACE:
-            self.set_mode(PoolMode.WRITE)
+            self.space.set_mode(PoolMode.WRITE)
         try:
             self.metadata.resize_metadata(wanted)
         except ThinfsError as failure:
-            self.metadata_operation_failed("resize_metadata", failure)
+            self.space.metadata_operation_failed("resize_metadata", failure)
             raise
         return True
 
     def resume(self) -> Steps[None]:
         """Let the worker run: low water mark re-armed, bios that waited for space tried again."""
-        self._low_water_signalled = False
-        self.suspended = False
-        self._requeue_waiting()
-        yield from self.work()
+        return self._operation("resume", self._resume())
+
+    def _resume(self) -> Steps[None]:
+        self.space.rearm_low_water()
+        self.state.suspended = False
+        self.pending.requeue_waiting()
+        yield from self._work()
 
     def suspend(self) -> Steps[None]:
         """Finish what the worker can finish, cancel the no-space timer, commit."""
-        if self.suspended:
+        return self._operation("suspend", self._suspend())
+
+    def _suspend(self) -> Steps[None]:
+        if self.state.suspended:
             return
-        yield from self.work()
-        self.suspended = True
-        self._no_space_deadline = None
-        yield from self._commit_ignoring_errors()
+        yield from self._work()
+        self.state.suspended = True
+        self.space.no_space_deadline = None
+        yield from self.space.commit_ignoring_errors()
 
     def close(self) -> Steps[None]:
         """Suspend, commit what is in service, and let go of the metadata; devices stay the caller's."""
         yield from self.suspend()
-        self.metadata.close()
+        yield from self.metadata.closing()

@@ -2,31 +2,28 @@
 
 Promises: `find_block` on cached nodes takes a few microseconds and never changes anything; counters are the live
 ones, changed before the commit and not rolled back by an abort while the device stays in core. Never allocates a
-data block, never commits. Source: the format reference, sections 8, 9.4, 9.5.
+data block, never commits. Source: docs/reference/format.md, 8, 9.4, 9.5.
 """
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
 
 from thinfs.errors import NoSuchThin
 from thinfs.ondisk.thin import TIME_BITS, TIME_MASK, DeviceDetails, pack_mapping
 from thinfs.persistent import btree_remove
+from thinfs.pool.transaction import Transaction
 from thinfs.steps import Steps
-
-if TYPE_CHECKING:
-    from thinfs.pool.metadata import PoolMetadata
 
 MappedRange = tuple[int, int, int, bool]  # thin_begin, thin_end, data_begin, shared
 
 
 class ThinDevice:
     __slots__ = (
-        "_metadata", "_root_aside", "aborted_with_changes", "creation_time", "dev_id", "in_core_nr", "mapped_blocks",
+        "_root_aside", "_transaction", "aborted_with_changes", "creation_time", "dev_id", "in_core_nr", "mapped_blocks",
         "open_count", "snapshotted_time", "transaction_id",
     )  # fmt: skip
 
-    def __init__(self, metadata: "PoolMetadata", dev_id: int, details: DeviceDetails, in_core_nr: int) -> None:
-        self._metadata = metadata
+    def __init__(self, transaction: Transaction, dev_id: int, details: DeviceDetails, in_core_nr: int) -> None:
+        self._transaction = transaction
         self.dev_id = dev_id
         self.open_count = 0
         self.mapped_blocks = details.mapped_blocks
@@ -40,14 +37,14 @@ class ThinDevice:
     @property
     def changed(self) -> bool:
         """Since the last commit."""
-        return self in self._metadata.changed_devices
+        return self in self._transaction.changed
 
     @changed.setter
     def changed(self, changed: bool) -> None:
         if changed:
-            self._metadata.changed_devices.add(self)
+            self._transaction.changed.add(self)
         else:
-            self._metadata.changed_devices.discard(self)
+            self._transaction.changed.discard(self)
 
     @property
     def details(self) -> DeviceDetails:
@@ -55,25 +52,25 @@ class ThinDevice:
 
     def _root(self) -> int | None:
         """The root of this device's tree; None where an abort took the device back, which then maps nothing."""
-        metadata = self._metadata
-        metadata.check_usable()
+        transaction = self._transaction
+        transaction.check_usable()
         if self._root_aside is not None:
             return self._root_aside
-        return metadata.objects.top.lookup(metadata.mapping_root, self.dev_id)
+        return transaction.objects.top.lookup(transaction.mapping_root, self.dev_id)
 
     def find_block(self, thin_block: int) -> tuple[int, bool] | None:
         """(data_block, shared), or None where nothing is mapped. The hot path."""
         root = self._root()
         if root is None:
             return None
-        mapping = self._metadata.objects.bottom.lookup(root, thin_block)
+        mapping = self._transaction.objects.bottom.lookup(root, thin_block)
         if mapping is None:
             return None
         return mapping >> TIME_BITS, self.snapshotted_time > mapping & TIME_MASK
 
     def find_mapped_range(self, begin: int, end: int) -> MappedRange | None:
         """The first run in [begin, end), consecutive on both sides, with one shared flag."""
-        bottom, root, snapshotted = self._metadata.objects.bottom, self._root(), self.snapshotted_time
+        bottom, root, snapshotted = self._transaction.objects.bottom, self._root(), self.snapshotted_time
         position = None if root is None else bottom.next_position(root, begin)
         if root is None or position is None:
             return None
@@ -111,14 +108,14 @@ class ThinDevice:
         root = self._root()
         if root is None:
             raise NoSuchThin(f"thin {self.dev_id}: it has no mapping tree")
-        return self._metadata.objects.bottom.highest_key(root)
+        return self._transaction.objects.bottom.highest_key(root)
 
     def insert_block(self, thin_block: int, data_block: int) -> None:
         """Map, or remap: the data block mapped before loses a reference. `data_block` is allocated already."""
-        metadata = self._metadata
-        metadata.begin_change()
-        metadata.mapping_root, is_new = metadata.objects.mapping.insert(
-            metadata.mapping_root, (self.dev_id, thin_block), pack_mapping(data_block, metadata.time)
+        transaction = self._transaction
+        transaction.begin_change()
+        transaction.mapping_root, is_new = transaction.objects.mapping.insert(
+            transaction.mapping_root, (self.dev_id, thin_block), pack_mapping(data_block, transaction.time)
         )
         self.changed = True
         if is_new:
@@ -132,15 +129,15 @@ class ThinDevice:
             self._root_aside = None
 
     def _remove_range(self, begin: int, end: int) -> Steps[None]:
-        metadata = self._metadata
-        metadata.begin_change()
-        objects = metadata.objects
+        transaction = self._transaction
+        transaction.begin_change()
+        objects = transaction.objects
         root = self._root()
         if root is None:
             raise NoSuchThin(f"thin {self.dev_id}: it has no mapping tree")
         # The extra reference turns the removal's "delete the subtree" into a mere decrement.
         objects.tm.inc(root)
-        metadata.mapping_root, _ = btree_remove.remove(objects.top, metadata.mapping_root, self.dev_id)
+        transaction.mapping_root, _ = btree_remove.remove(objects.top, transaction.mapping_root, self.dev_id)
         self._root_aside = root
         nr_removed = 0
         while begin < end:
@@ -162,4 +159,4 @@ class ThinDevice:
             nr_removed += nr
         self.mapped_blocks -= nr_removed
         self.changed = True
-        metadata.mapping_root, _ = objects.top.insert(metadata.mapping_root, (self.dev_id,), root)
+        transaction.mapping_root, _ = objects.top.insert(transaction.mapping_root, (self.dev_id,), root)

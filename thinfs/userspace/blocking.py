@@ -25,3 +25,23 @@ async def run_blocking(call: Callable[..., T], *arguments: object) -> T:
         await trio.lowlevel.checkpoint_if_cancelled()
         return call(*arguments)
     return await trio.to_thread.run_sync(call, *arguments)
+
+
+class Background:
+    """Starts blocking calls without waiting for them; the nursery ends after the last of them."""
+
+    def __init__(self, nursery: trio.Nursery) -> None:
+        self._nursery = nursery
+
+    def start(self, call: Callable[[], None], then: Callable[[], None]) -> None:
+        """`call` in a thread, then `then` here. `call` raises nothing."""
+        if _ON_THE_SPOT.get():
+            call()
+            then()
+        else:
+            self._nursery.start_soon(self._run, call, then)
+
+    async def _run(self, call: Callable[[], None], then: Callable[[], None]) -> None:
+        with trio.CancelScope(shield=True):
+            await trio.to_thread.run_sync(call)
+        then()

@@ -2,105 +2,40 @@
 
 Promises: the kernel's checks, in its order, with its errno; a refusal leaves everything as it was. Never
 blocks the event loop. `open_device_mapper` is the way in: leaving it suspends, commits and closes every pool.
-Source: behaviour reference; clients.md for what programs rely on.
+Source: docs/reference/behaviour.md; docs/reference/clients.md for what programs rely on.
 """
 
 import logging
 from collections import Counter
 from collections.abc import AsyncIterator, Collection, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import asynccontextmanager
+from dataclasses import replace
 from functools import partial
-from typing import Final, Protocol
+from typing import Final
 
 import trio
 
+from thinfs.bio import Bio, Op
+from thinfs.blockdev import BlockDevice
 from thinfs.dm.backend import DeviceInfo, OpenDevice, TargetVersion
 from thinfs.dm.message import split_message
-from thinfs.dm.table import TargetLine, ThinArguments, parse_decimal, parse_table
-from thinfs.errors import (
-    BackingMissing,
-    Busy,
-    InvalidArgument,
-    NoSuchDevice,
-    ThinfsError,
-    prefixed,
-)
-from thinfs.pool.thin import Origin
-from thinfs.units import bytes_to_sectors
+from thinfs.dm.table import TargetLine, parse_table
+from thinfs.errors import BackingMissing, Busy, InvalidArgument, NoSpace, NoSuchDevice, ThinfsError
 from thinfs.userspace.backing import Backing, BackingDevices, mapped_name, mapped_number
-from thinfs.userspace.blocking import run_blocking
-from thinfs.userspace.mapped_backing import MappedBacking
-from thinfs.userspace.mapped_device import MappedDevice, Table
+from thinfs.userspace.blocking import Background, run_blocking
+from thinfs.userspace.listener import DeviceListener, NoListener
+from thinfs.userspace.loading import Loading
+from thinfs.userspace.mapped_device import MappedDevice
 from thinfs.userspace.pools import Pools
-from thinfs.userspace.targets import (
-    TARGET_VERSIONS,
-    ErrorTarget,
-    LinearOverThin,
-    LinearTarget,
-    Target,
-    ThinTarget,
-    ZeroTarget,
-)
+from thinfs.userspace.registry import MAX_NESTING, Registry, unused_major
+from thinfs.userspace.table import Table
+from thinfs.userspace.target import Target
+from thinfs.userspace.targets.known import TARGET_VERSIONS, TARGETS
+from thinfs.waiting import do
 
-log = logging.getLogger("thinfs.dm")
+log = logging.getLogger(__name__)
 
-MAX_NAME_BYTES: Final = 127
-MAX_UUID_BYTES: Final = 128
-_FIRST_INODE: Final = 2  # 1 is the mount's root
 CANCEL_DEFERRED_REMOVE: Final = "@cancel_deferred_remove"
-
-
-class DeviceListener(Protocol):
-    """What a front end wants to know, called within the operation.
-
-    `before_suspend` is not called for a noflush suspend: nothing is flushed then (it might wait for space). `resumed`
-    is called once I/O runs again. `mounted` names the devices with a file system mounted on them: an open each.
-    `before_remove` may refuse with Busy; if `deferred`, it has then counted its use as one more open of the device.
-    """
-
-    async def activated(self, device: MappedDevice) -> None: ...
-
-    async def resized(self, device: MappedDevice) -> None: ...
-
-    async def before_suspend(self, device: MappedDevice, *, lockfs: bool) -> None: ...
-
-    async def resumed(self, device: MappedDevice) -> None: ...
-
-    async def mounted(self) -> Collection[str]: ...
-
-    async def before_remove(self, device: MappedDevice, *, deferred: bool) -> None: ...
-
-    async def removed(self, device: MappedDevice) -> None: ...
-
-    async def renamed(self, device: MappedDevice, old_name: str) -> None: ...
-
-
-class NoListener:
-    """For a device-mapper without front ends: in tests, in tools."""
-
-    async def activated(self, device: MappedDevice) -> None:
-        return
-
-    async def resized(self, device: MappedDevice) -> None:
-        return
-
-    async def before_suspend(self, device: MappedDevice, *, lockfs: bool) -> None:
-        return
-
-    async def resumed(self, device: MappedDevice) -> None:
-        return
-
-    async def mounted(self) -> Collection[str]:
-        return ()
-
-    async def before_remove(self, device: MappedDevice, *, deferred: bool) -> None:
-        return
-
-    async def removed(self, device: MappedDevice) -> None:
-        return
-
-    async def renamed(self, device: MappedDevice, old_name: str) -> None:
-        return
 
 
 @asynccontextmanager
@@ -118,17 +53,6 @@ async def open_device_mapper(
             nursery.cancel_scope.cancel()
 
 
-def unused_major() -> int:
-    """A block major no driver of this machine has, 254 (what dm usually gets) if it is free."""
-    try:
-        with open("/proc/devices") as listing:
-            text = listing.read().partition("Block devices:")[2]
-    except OSError:
-        text = ""
-    taken = {int(line.split()[0]) for line in text.splitlines() if line.strip()}
-    return next(major for major in range(254, 0, -1) if major not in taken)
-
-
 class DeviceMapper:
     """The userspace backend of the seam (thinfs.dm.backend.Backend), in process."""
 
@@ -137,19 +61,20 @@ class DeviceMapper:
         self.major = major
         self.listener = listener
         self._nursery = nursery
-        self._devices: dict[str, MappedDevice] = {}
-        self._next_inode = _FIRST_INODE
-        self._backings = BackingDevices()
-        self.pools = Pools(self._backings, self._acquire, nursery, self._users_of)
+        self._registry = Registry(mount_dir, major)
+        background = Background(nursery)
+        self._backings = BackingDevices(background)
+        self.pools = Pools(self._backings, background, nursery)
+
+    def lend(self, word: str, device: BlockDevice) -> None:
+        """A device of whoever assembles this one, as something that a table may name."""
+        self._backings.lend(word, device)
 
     # -- looking up --------------------------------------------------------------------------------------
 
     def find(self, name: str) -> MappedDevice:
         """The device of that name; NoSuchDevice (ENXIO) names it."""
-        try:
-            return self._devices[name]
-        except KeyError:
-            raise NoSuchDevice(f"{name}: no such device") from None
+        return self._registry.find(name)
 
     @asynccontextmanager
     async def _locked(self, name: str) -> AsyncIterator[MappedDevice]:
@@ -162,41 +87,18 @@ class DeviceMapper:
 
     def names(self) -> Sequence[str]:
         """Devices with a live table: those that are files in the mount."""
-        return [name for name, device in self._devices.items() if device.announced]
+        return [device.name for device in self._registry if device.announced]
 
     def lookup(self, name: str) -> MappedDevice | None:
-        device = self._devices.get(name)
+        device = self._registry.get(name)
         return device if device is not None and device.announced else None
 
-    def _mapped_device_of(self, word: str) -> MappedDevice | None:
-        """The device of ours that a word of a table means, or None."""
-        number = mapped_number(word)
-        if number is not None:
-            return next((d for d in self._devices.values() if (d.major, d.minor) == number), None)
-        name = mapped_name(word, self.mount_dir)
-        return None if name is None else self._devices.get(name)
-
-    async def _acquire(self, word: str, *, read_only: bool = False) -> Backing:
-        """The backing device that a word of a table means; one of ours must be able to carry another."""
-        mapped = self._mapped_device_of(word)
-        if mapped is None:
-            return await run_blocking(partial(self._backings.acquire, word, read_only=read_only))
-        lower = MappedBacking(mapped)
-        if not read_only and not lower.is_writable:
-            raise InvalidArgument(f"{mapped.name}: a device of its targets cannot carry another in the same server")
-        return self._backings.acquire_mapped(mapped.major, mapped.minor, lambda: lower, read_only=read_only)
-
-    def _users_of(self, device: MappedDevice) -> list[MappedDevice]:
-        """Devices with a table, live or inactive, that names `device`."""
-        number = (device.major, device.minor)
-        return [other for other in self._devices.values() if number in other.deps()]
-
     def _open_count(self, device: MappedDevice) -> int:
-        return device.handles + len(self._users_of(device))
+        return device.handles + len(self._registry.users_of(device))
 
     def _info(self, device: MappedDevice, nr_users: int | None = None, mounted: Collection[str] = ()) -> DeviceInfo:
         if nr_users is None:
-            nr_users = len(self._users_of(device))
+            nr_users = len(self._registry.users_of(device))
         return DeviceInfo(
             name=device.name,
             uuid=device.uuid,
@@ -214,18 +116,14 @@ class DeviceMapper:
 
     # -- the seam: life of a device ----------------------------------------------------------------------
 
-    async def create(self, name: str, table: str | None, *, uuid: str = "", read_only: bool = False) -> DeviceInfo:
-        self._check_new_name(name)
-        if len(uuid.encode()) > MAX_UUID_BYTES:
-            raise InvalidArgument(f"{name}: uuid of {len(uuid)} bytes is longer than {MAX_UUID_BYTES}")
-        if uuid and any(device.uuid == uuid for device in self._devices.values()):
-            raise Busy(f"{name}: uuid {uuid} is in use")
-        minors = {device.minor for device in self._devices.values()}
-        minor = next(minor for minor in range(len(minors) + 1) if minor not in minors)
-        device = MappedDevice(name, uuid, self.major, minor, self._next_inode)
-        self._next_inode += 1
+    async def create(
+        self, name: str, table: str | None, *, uuid: str = "", read_only: bool = False, minor: int | None = None
+    ) -> DeviceInfo:
+        self._registry.check_new_name(name)
+        self.listener.check_new_name(name)
+        device = self._registry.add(name, uuid, minor)
         device.on_last_close = partial(self._closed, device)
-        self._devices[name] = device
+        device.on_gate_opened = self.pools.pump
         if table is not None:
             try:
                 await self.load(name, table, read_only=read_only)
@@ -236,12 +134,6 @@ class DeviceMapper:
                 raise
         return self._info(device)
 
-    def _check_new_name(self, name: str) -> None:
-        if not name or "/" in name or len(name.encode()) > MAX_NAME_BYTES or name in (".", "..") or "\0" in name:
-            raise InvalidArgument(f"{name!r}: not a device name (1 to {MAX_NAME_BYTES} bytes, no slash)")
-        if name in self._devices:
-            raise Busy(f"{name}: a device of that name exists")
-
     async def load(self, name: str, table: str, *, read_only: bool = False) -> None:
         async with self._locked(name) as device:
             lines = parse_table(table)
@@ -249,10 +141,7 @@ class DeviceMapper:
             try:
                 for line in lines:
                     targets.append(await self._load_target(device, line, alone=len(lines) == 1, read_only=read_only))
-                immutable = device.live is not None and device.live.pool_target is not None
-                # error is the wildcard: a pool may be replaced by it, as `remove --force` does (seen)
-                if immutable and not {"thin-pool", "error"} & {line.target for line in lines}:
-                    raise InvalidArgument(f"{name}: can't replace immutable target type thin-pool by {lines[0].target}")
+                self._check_replaceable(device, lines)
             except BaseException:
                 with trio.CancelScope(shield=True):
                     for target in targets:
@@ -262,85 +151,49 @@ class DeviceMapper:
             if old is not None:
                 await old.close()
 
+    def _check_replaceable(self, device: MappedDevice, lines: Sequence[TargetLine]) -> None:
+        """A pool stays a pool; error is the wildcard, as `remove --force` replaces one (seen)."""
+        kind = None if device.live is None else device.live.targets[0].line.target
+        if kind is not None and TARGETS[kind].immutable and not {kind, "error"} & {line.target for line in lines}:
+            raise InvalidArgument(f"{device.name}: can't replace immutable target type {kind} by {lines[0].target}")
+
     async def _load_target(self, device: MappedDevice, line: TargetLine, *, alone: bool, read_only: bool) -> Target:
-        match line.target:
-            case "thin-pool":
-                if not alone:
-                    raise InvalidArgument("thin-pool: target type thin-pool must appear alone in table")
-                if read_only:
-                    raise InvalidArgument("thin-pool: target type may not be included in a read-only table")
-                return await self.pools.load(device, line)
-            case "thin":
-                return await self._load_thin(line)
-            case "linear":
-                return await self._load_linear(line)
-            case "zero" | "error":
-                return ZeroTarget(line) if line.target == "zero" else ErrorTarget(line)
-        raise InvalidArgument(f"{line.target}: unknown target type")
+        kind = TARGETS.get(line.target)
+        if kind is None:
+            raise InvalidArgument(f"{line.target}: unknown target type")
+        loading = Loading(
+            line,
+            device,
+            alone,
+            read_only,
+            acquire=partial(self._acquire, device),
+            release=self._backings.release,
+            check_present=self._check_present,
+            users_of_device=partial(self._registry.users_of, device),
+            mapped_device_of=self._registry.of_word,
+            pools=self.pools,
+        )
+        return await kind.load(loading)
 
-    async def _load_thin(self, line: TargetLine) -> ThinTarget:
-        arguments = ThinArguments.parse(line.params)
-        async with AsyncExitStack() as stack:
-            origin, origin_label, origin_number = None, None, None
-            if arguments.origin_dev is not None:
-                origin, origin_label, origin_number = await self._open_origin(arguments.origin_dev, stack)
-            pool_device = self._mapped_device_of(arguments.pool_dev)
-            if pool_device is None:
-                await self._check_present(arguments.pool_dev)
-            dev_id = arguments.dev_id()
-            if pool_device is None:
-                raise InvalidArgument(f"thin: Couldn't get pool mapped device: {arguments.pool_dev}")
-            active = self.pools.of_device(pool_device)
-            if active is None:
-                raise InvalidArgument(f"thin: Couldn't find pool object: {pool_device.name} is not a pool")
-            pool_number = (pool_device.major, pool_device.minor)
-            thin = active.worker.pool.open_thin(dev_id, origin)
-            return ThinTarget(
-                line, active.worker, thin, pool_number, origin_label, origin_number, release=stack.pop_all().aclose
-            )
-
-    async def _open_origin(self, word: str, stack: AsyncExitStack) -> tuple[Origin, str, tuple[int, int] | None]:
-        try:
-            backing = await self._acquire(word, read_only=True)
-        except ThinfsError as error:
-            raise prefixed("thin: Error opening origin device", error) from None
-        stack.callback(self._backings.release, backing)
-        return backing.device, backing.device.label, backing.block_number
+    async def _acquire(self, upper: MappedDevice, word: str, *, read_only: bool = False) -> Backing:
+        """The device below that a word in a table of `upper` means: any of ours, but none that stands on it."""
+        mapped = self._registry.of_word(word)
+        if mapped is None:
+            return await run_blocking(partial(self._backings.acquire, word, read_only=read_only))
+        if self._registry.stands_on(mapped, upper):
+            raise InvalidArgument(f"{upper.name}: cannot stand on {mapped.name}, which stands on it")
+        if self._registry.nesting(mapped) >= MAX_NESTING:
+            raise InvalidArgument(f"{upper.name}: {mapped.name} is level {MAX_NESTING} of devices on devices already")
+        return self._backings.acquire_mapped(mapped, read_only=read_only)
 
     async def _check_present(self, word: str) -> None:
-        """A path that names nothing is ENODEV before the id is looked at, as in the kernel."""
-        present = mapped_number(word) is not None or await trio.Path(word).exists()
-        if mapped_name(word, self.mount_dir) is not None or not present:
+        """A path that names nothing is ENODEV before the id is looked at, a number ENXIO, as in the kernel (seen)."""
+        number = mapped_number(word)
+        if number is not None:
+            if not await trio.Path(f"/sys/dev/block/{word}").exists():
+                raise NoSuchDevice(f"thin: Error opening pool device: {word}: no such device")
+        elif mapped_name(word, self.mount_dir) is not None or not await trio.Path(word).exists():
             raise BackingMissing(f"thin: Error opening pool device: {word}: no such device")
-
-    async def _load_linear(self, line: TargetLine) -> LinearTarget | LinearOverThin:
-        if len(line.params) != 2:
-            raise InvalidArgument(f"linear: Invalid argument count: {len(line.params)}, expected 2")
-        offset = parse_decimal(line.params[1])
-        if offset is None:
-            raise InvalidArgument(f"linear: Invalid device sector: {line.params[1]}")
-        try:
-            lower = self._mapped_device_of(line.params[0])
-            if lower is not None and not MappedBacking(lower).is_writable:
-                self._check_fits(line, offset, lower.size_bytes)
-                return LinearOverThin(line, lower, offset)
-            backing = await self._acquire(line.params[0])
-        except ThinfsError as error:
-            raise prefixed("linear: Device lookup failed", error) from None
-        try:
-            self._check_fits(line, offset, backing.device.size_bytes)
-        except BaseException:
-            self._backings.release(backing)
-            raise
-        return LinearTarget(line, backing, offset, self._backings.release)
-
-    def _check_fits(self, line: TargetLine, offset_sectors: int, size_bytes: int) -> None:
-        available = bytes_to_sectors(size_bytes)
-        if offset_sectors + line.length_sectors > available:
-            raise InvalidArgument(
-                f"linear: {line.params[0]} too small for target: start={offset_sectors}, len={line.length_sectors}, "
-                f"dev_size={available}"
-            )
 
     async def clear(self, name: str) -> None:
         async with self._locked(name) as device:
@@ -353,7 +206,9 @@ class DeviceMapper:
             await self._suspend(device, noflush=noflush, lockfs=lockfs)
 
     async def _suspend(self, device: MappedDevice, *, noflush: bool, lockfs: bool) -> None:
-        if not device.suspended and device.live is not None:
+        if device.live is None:
+            device.suspended = True  # a state only, until there is a table: as the kernel
+        elif not device.suspended:
             try:
                 if not noflush:
                     await self.listener.before_suspend(device, lockfs=lockfs)
@@ -375,11 +230,18 @@ class DeviceMapper:
         old: Table | None = None
         size_before = device.size_bytes
         if device.live is None and device.inactive is None:
+            if device.suspended:
+                raise InvalidArgument(f"{device.name}: resume: no table is loaded")
             return  # as the kernel: a success without effect
         if device.inactive is not None:
             table, device.inactive = device.inactive, None
+            try:
+                for target in table.targets:
+                    target.check_swap()
+            except ThinfsError:
+                await table.close()
+                raise
             old = device.swap_in(table)
-            device.suspended = True
         try:
             if device.suspended or device.live is None:
                 await device.resume()
@@ -410,7 +272,7 @@ class DeviceMapper:
             await self._destroy(device)
 
     def _why_busy(self, device: MappedDevice) -> str:
-        users = ", ".join(user.name for user in self._users_of(device))
+        users = ", ".join(user.name for user in self._registry.users_of(device))
         parts = [f"in use by {users}"] if users else []
         if device.handles:
             parts.append(f"open {device.handles} times")
@@ -419,8 +281,8 @@ class DeviceMapper:
     async def _destroy(self, device: MappedDevice) -> None:
         """Take the device away: nothing opens it any more, its I/O has ended or ends now."""
         device.announced = False
-        del self._devices[device.name]
-        used = [other for other in self._devices.values() if (other.major, other.minor) in device.deps()]
+        self._registry.drop(device)
+        used = self._registry.used_by(device)
         if device.live is not None:
             await device.suspend(noflush=True)
         device.retire()
@@ -438,7 +300,7 @@ class DeviceMapper:
             self._nursery.start_soon(self._remove_deferred, device)
 
     async def _remove_deferred(self, device: MappedDevice) -> None:
-        if self._devices.get(device.name) is device and device.deferred_remove:
+        if self._registry.get(device.name) is device and device.deferred_remove:
             try:
                 await self.remove(device.name)
             except ThinfsError as error:
@@ -446,12 +308,16 @@ class DeviceMapper:
 
     async def rename(self, name: str, new_name: str) -> None:
         async with self._locked(name) as device:
-            self._check_new_name(new_name)
-            self._devices = {new_name if key == name else key: value for key, value in self._devices.items()}
-            device.name = new_name
+            self._registry.check_new_name(new_name)
+            self.listener.check_new_name(new_name)
+            self._registry.rename(device, new_name)
             if device.announced:
                 with trio.CancelScope(shield=True):
                     await self.listener.renamed(device, name)
+
+    async def set_uuid(self, name: str, uuid: str) -> None:
+        async with self._locked(name) as device:
+            self._registry.set_uuid(device, uuid)
 
     # -- the seam: asking --------------------------------------------------------------------------------
 
@@ -459,6 +325,8 @@ class DeviceMapper:
         device = self.find(name)
         words = split_message(message)
         if words[0].lower() == CANCEL_DEFERRED_REMOVE:
+            if len(words) > 1:
+                raise InvalidArgument(f"{name}: {words[0]} takes no arguments")
             device.deferred_remove = False
             return ""
         if device.live is None:
@@ -470,9 +338,10 @@ class DeviceMapper:
                 return ""
         raise InvalidArgument(f"{name}: message: Target message sector {sector} outside device.")
 
-    async def status(self, name: str, *, noflush: bool = False) -> str:
+    async def status(self, name: str, *, noflush: bool = False, inactive: bool = False) -> str:
         device = self.find(name)
-        targets = [] if device.live is None else device.live.targets
+        table = device.inactive if inactive else device.live
+        targets = [] if table is None else table.targets
         return "\n".join([_line(target, await target.status_params(noflush=noflush)) for target in targets])
 
     async def table(self, name: str, *, inactive: bool = False) -> str:
@@ -480,10 +349,19 @@ class DeviceMapper:
         table = device.inactive if inactive else device.live
         return "\n".join(_line(target, target.table_params()) for target in (table.targets if table else []))
 
-    async def info(self, name: str) -> DeviceInfo:
+    async def info(self, name: str, *, inactive: bool = False) -> DeviceInfo:
         self.find(name)
         mounted = await self.listener.mounted()
-        return self._info(self.find(name), mounted=mounted)
+        device = self.find(name)
+        info = self._info(device, mounted=mounted)
+        if not inactive:
+            return info
+        table = device.inactive
+        return replace(
+            info,
+            target_count=0 if table is None else len(table.targets),
+            read_only=table is not None and table.read_only,
+        )
 
     async def wait(self, name: str, event_nr: int) -> DeviceInfo:
         device = self.find(name)
@@ -492,13 +370,12 @@ class DeviceMapper:
 
     async def deps(self, name: str) -> Sequence[tuple[int, int]]:
         device = self.find(name)
-        targets = [] if device.live is None else device.live.targets
-        return list(dict.fromkeys(number for target in targets for number in target.deps()))
+        return [] if device.live is None else device.live.deps()
 
     async def list(self) -> Sequence[DeviceInfo]:
         mounted = await self.listener.mounted()
-        uses = Counter(number for device in self._devices.values() for number in device.deps())
-        devices = [device for _, device in sorted(self._devices.items())]
+        uses = Counter(number for device in self._registry for number in device.deps())
+        devices = sorted(self._registry, key=lambda device: device.name)
         return [self._info(device, uses[device.major, device.minor], mounted) for device in devices]
 
     async def targets(self) -> Sequence[TargetVersion]:
@@ -513,8 +390,16 @@ class DeviceMapper:
 
     async def shut_down(self) -> None:
         """Remove every device, users before what they use, whoever still holds it open."""
-        while self._devices:
-            device = next(d for d in reversed(self._devices.values()) if not self._users_of(d))
+        for device in self._registry:
+            if device.suspended and any(
+                self._registry.stands_on(pool, device) for pool in self.pools.devices() if pool is not device
+            ):
+                try:  # a pool above must be able to commit
+                    await device.resume()
+                except ThinfsError as error:
+                    log.error("%s: resuming, for what stands on it: %s", device.name, error)
+        while len(self._registry):
+            device = next(d for d in reversed(list(self._registry)) if not self._registry.users_of(d))
             try:
                 await self._destroy(device)
             except ThinfsError as error:
@@ -527,19 +412,40 @@ def _line(target: Target, params: str) -> str:
 
 
 class Handle:
-    """An open handle on a device (thinfs.dm.backend.OpenDevice)."""
+    """An open handle on a device (thinfs.dm.backend.OpenDevice): the edge, where callers wait."""
 
     def __init__(self, device: MappedDevice) -> None:
         self._device = device
         self._open = True
-        self.read = device.read
-        self.write = device.write
-        self.discard = device.discard
-        self.flush = device.flush
 
     @property
     def size_bytes(self) -> int:
         return self._device.size_bytes
+
+    async def read(self, offset: int, length: int) -> bytes:
+        """Up to `length` bytes: short at the end of the device, as a block device reads."""
+        length = min(length, self._device.size_bytes - offset)
+        if length <= 0:
+            return b""
+        data = self._device.read_now(offset, length)
+        return bytes((await do(self._device, Bio(Op.READ, offset, length))).data) if data is None else data
+
+    async def write(self, offset: int, data: bytes) -> None:
+        """All of `data`; NoSpace past the end of the device, as a block device answers."""
+        size = self._device.size_bytes
+        if offset + len(data) > size:
+            raise NoSpace(f"{self._device.name}: write of {len(data)} bytes at {offset} passes its end, {size}")
+        if not self._device.write_now(offset, data):
+            await do(self._device, Bio(Op.WRITE, offset, len(data), data))
+
+    async def discard(self, offset: int, length: int) -> None:
+        size = self._device.size_bytes
+        if offset + length > size:
+            raise InvalidArgument(f"{self._device.name}: discard of {length} bytes at {offset} passes its end, {size}")
+        await do(self._device, Bio(Op.DISCARD, offset, length))
+
+    async def flush(self) -> None:
+        await do(self._device, Bio(Op.FLUSH))
 
     async def aclose(self) -> None:
         if self._open:

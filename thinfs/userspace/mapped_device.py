@@ -1,64 +1,32 @@
 """One mapped device: a name, a live and an inactive table, a gate for its I/O, an event counter.
 
-Promises: I/O passes while the gate is open and is counted in flight; a suspend closes the gate and waits
-for what is in flight; a suspended device still answers everything that is not I/O. Satisfies the Image
-of thinfs.fuse. Mirrors dm's mapped_device. Source: behaviour reference, 6.5.
+Promises: a bio passes while the gate is open and is counted in flight until it is done; a suspend shuts the gate, waits
+for what is in flight, and holds what comes, from whomever, until the resume; a suspended device still answers
+everything that is not I/O. Satisfies the Image of thinfs.fuse. Mirrors dm's mapped_device.
+Source: docs/reference/behaviour.md, 6.5 and 9.
 """
 
-import bisect
 import logging
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable, Sequence
 
 import trio
 
+from thinfs.bio import Bio, Op, Requeued, Split
 from thinfs.blockdev import Buffer
-from thinfs.errors import InvalidArgument, IOFailed, NoSpace
-from thinfs.units import sectors_to_bytes
-from thinfs.userspace.targets import DEFAULT_BLOCK_BYTES, InternallySuspended, PoolTarget, Requeued, Target
+from thinfs.errors import InvalidArgument, IOFailed
+from thinfs.userspace.table import Table
+from thinfs.userspace.target import DEFAULT_BLOCK_BYTES, Target, UpperDevice
 
-log = logging.getLogger("thinfs.device")
+log = logging.getLogger(__name__)
 
-
-class Table:
-    """Targets one after the other, from sector 0 without a gap."""
-
-    def __init__(self, targets: list[Target], *, read_only: bool) -> None:
-        self.targets = targets
-        self.read_only = read_only
-        self.starts = [sectors_to_bytes(target.line.start_sectors) for target in targets]
-        last = targets[-1].line
-        self.size_bytes = sectors_to_bytes(last.start_sectors + last.length_sectors)
-
-    @property
-    def pool_target(self) -> PoolTarget | None:
-        first = self.targets[0]
-        return first if isinstance(first, PoolTarget) else None
-
-    def read(self, offset: int, length: int) -> bytes:
-        if len(self.targets) == 1:
-            return self.targets[0].read(offset, length)
-        return b"".join(target.read(start, size) for target, start, size, _ in self.pieces(offset, length))
-
-    def pieces(self, offset: int, length: int) -> list[tuple[Target, int, int, int]]:
-        """(target, offset within it, length, offset within the request) of each target touched."""
-        pieces = []
-        index = bisect.bisect_right(self.starts, offset) - 1
-        done = 0
-        while done < length:
-            target, start = self.targets[index], self.starts[index]
-            end = self.starts[index + 1] if index + 1 < len(self.starts) else self.size_bytes
-            size = min(length - done, end - offset - done)
-            pieces.append((target, offset + done - start, size, done))
-            done, index = done + size, index + 1
-        return pieces
-
-    async def close(self) -> None:
-        for target in self.targets:
-            await target.close()
+_READS = (Op.READ, Op.FLUSH)
 
 
 class MappedDevice:
-    """A device of this process's device-mapper. Offsets and lengths of I/O are bytes."""
+    """A device of this process's device-mapper. Offsets and lengths of I/O are bytes.
+
+    `on_gate_opened` is told when what waited for this device may go on: pools whose metadata it carries.
+    """
 
     def __init__(self, name: str, uuid: str, major: int, minor: int, inode: int) -> None:
         self.name = name
@@ -77,48 +45,51 @@ class MappedDevice:
         self.handles = 0
         self.lock = trio.Lock()  # one change of tables or state at a time
         self.on_last_close: Callable[[], None] | None = None
+        self.on_gate_opened: Callable[[], None] | None = None
+        self._now: Table | None = None  # the live table while the gate is open
+        self._shut = False
         self._internally_suspended = False
-        self._gate: trio.Event | None = None  # set while closed: what waiting I/O waits for
+        self._held: list[Bio] = []
         self._in_flight = 0
         self._drained: trio.Event | None = None
         self._event = trio.Event()
-        self._size_bytes = 0
 
     # -- state -------------------------------------------------------------------------------------------
 
     def swap_in(self, table: Table) -> Table | None:
-        """Make `table` the live one; the old one is the caller's to close."""
+        """Make `table` the live one, gate shut; the old one is the caller's to close."""
         old, self.live = self.live, table
         self.read_only = table.read_only
-        self._size_bytes = table.size_bytes
+        self._shut_gate()
+        self.suspended = True
         return old
 
     async def suspend(self, *, noflush: bool) -> None:
-        """Close the gate and wait for the I/O in flight; idempotent. What waits for space is waited for,
+        """Shut the gate and wait for the I/O in flight; idempotent. What waits for space is waited for,
         unless `noflush`: then it goes back to the gate."""
         if self.suspended or self.live is None:
             return
-        thins = self._thins_above()
-        for thin_device in thins:
-            thin_device.suspend_internally()
-        self._close_gate()
+        uppers = self._uppers()
+        for upper in uppers:
+            upper.suspend_internally()
+        self._shut_gate()
         try:
             for target in self.live.targets:
                 await target.presuspend(noflush=noflush)
             await self._drain()
         except BaseException:
             self._open_gate_if_allowed()
-            for thin_device in thins:
-                thin_device.resume_internally()
+            for upper in uppers:
+                upper.resume_internally()
             raise
         self.suspended = True
         with trio.CancelScope(shield=True):
             for target in self.live.targets:
                 await target.postsuspend()
 
-    def _thins_above(self) -> Sequence[InternallySuspended]:
-        pool_target = None if self.live is None else self.live.pool_target
-        return [] if pool_target is None else pool_target.users()
+    def _uppers(self) -> Sequence[UpperDevice]:
+        targets = [] if self.live is None else self.live.targets
+        return [upper for target in targets for upper in target.uppers()]
 
     async def resume(self) -> None:
         """Let the targets resume, then the I/O. On a refusal the device stays suspended."""
@@ -130,27 +101,33 @@ class MappedDevice:
             await target.resume()
         self.suspended = False
         self._open_gate_if_allowed()
-        for thin_device in self._thins_above():
-            thin_device.resume_internally()
+        for upper in self._uppers():
+            upper.resume_internally()
 
     def suspend_internally(self) -> None:
         """Its pool is suspended: I/O waits, yet the device still shows as active (seen)."""
         self._internally_suspended = True
-        self._close_gate()
+        self._shut_gate()
 
     def resume_internally(self) -> None:
         self._internally_suspended = False
         if not self.suspended:
             self._open_gate_if_allowed()
 
-    def _close_gate(self) -> None:
-        if self._gate is None:
-            self._gate = trio.Event()
+    def _shut_gate(self) -> None:
+        self._shut = True
+        self._now = None
 
     def _open_gate_if_allowed(self) -> None:
-        if self._gate is not None and not self._internally_suspended:
-            self._gate.set()
-            self._gate = None
+        if self._internally_suspended:
+            return
+        self._shut = False
+        self._now = None if self.gone else self.live
+        if self.on_gate_opened is not None:
+            self.on_gate_opened()
+        held, self._held = self._held, []
+        for bio in held:
+            self.submit(bio)
 
     async def _drain(self) -> None:
         while self._in_flight:
@@ -177,7 +154,12 @@ class MappedDevice:
     def deps(self) -> set[tuple[int, int]]:
         """Block devices named by either table: what this device keeps open."""
         tables = [table for table in (self.live, self.inactive) if table is not None]
-        return {number for table in tables for target in table.targets for number in target.deps()}
+        return {number for table in tables for number in table.deps()}
+
+    def is_held(self) -> bool:
+        """Whether it, or something that it stands on, holds its I/O at present."""
+        targets = [] if self.live is None else self.live.targets
+        return self._shut or any(backing.is_held() for target in targets for backing in target.lowers())
 
     def opened(self) -> None:
         self.handles += 1
@@ -192,108 +174,75 @@ class MappedDevice:
 
     @property
     def size_bytes(self) -> int:
-        return self._size_bytes
+        return 0 if self.live is None else self.live.size_bytes
 
-    async def _pass_gate(self) -> Table:
-        while self._gate is not None:
-            await self._gate.wait()
-        if self.gone or self.live is None:
-            raise IOFailed(f"{self.name}: the device has no live table")
-        return self.live
+    @property
+    def supports_discard(self) -> bool:
+        return self.live is not None and all(target.supports_discard for target in self.live.targets)
 
-    def _leave(self) -> None:
+    def read_now(self, offset: int, length: int) -> bytes | None:
+        """A read that needs no waiting, without a bio; None: submit one. Its errors are raised."""
+        table = self._now
+        if table is None or not 0 <= offset <= table.size_bytes - length:
+            return None
+        return table.read_now(offset, length)
+
+    def write_now(self, offset: int, data: Buffer) -> bool:
+        """Whether it is written, without a bio and without waiting; False: submit one. Its errors are raised."""
+        table = self._now
+        if table is None or table.read_only or not 0 <= offset <= table.size_bytes - len(data):
+            return False
+        return table.write_now(offset, data)
+
+    def submit(self, bio: Bio) -> None:
+        """Held while the gate is shut. IOFailed past the end, on a read-only device, without a live table."""
+        if self.gone or (self.live is None and not self._shut):
+            bio.complete(IOFailed(f"{self.name}: the device has no live table"))
+        elif self._now is None:
+            self._held.append(bio)
+        else:
+            self._pass_on(bio, self._now)
+
+    def _pass_on(self, bio: Bio, table: Table) -> None:
+        end = bio.offset + bio.length
+        if not 0 <= bio.offset <= end <= table.size_bytes:
+            what = f"{bio.op.name.lower()} of {bio.length} bytes at {bio.offset}"
+            bio.complete(IOFailed(f"{self.name}: {what} passes its end, {table.size_bytes}"))
+            return
+        if table.read_only and bio.op not in _READS:
+            bio.complete(IOFailed(f"{self.name}: {bio.op.name.lower()} on a read-only device"))
+            return
+        # A bio of our own goes to the target: a suspend may take it back, and the other one is then held here.
+        own = Bio(bio.op, bio.offset, bio.length, bio.data)
+        self._in_flight += 1
+        if len(table.targets) == 1:
+            _submit(table.targets[0], own)
+        else:
+            split, view = Split(own), memoryview(bio.data)
+            if bio.op is Op.FLUSH:
+                pieces = [(target, split.piece(0, 0)) for target in table.targets]
+            else:
+                pieces = [
+                    (target, split.piece(start, size, view[done : done + size]))
+                    for target, start, size, done in table.pieces(bio.offset, bio.length)
+                ]
+            for target, piece in pieces:
+                _submit(target, piece)
+            split.seal()
+        own.then(lambda: self._came_back(bio, own))
+
+    def _came_back(self, bio: Bio, own: Bio) -> None:
         self._in_flight -= 1
         if self._in_flight == 0 and self._drained is not None:
             self._drained.set()
-
-    async def read(self, offset: int, length: int) -> bytes:
-        """Up to `length` bytes: short at the end of the device, as a block device reads."""
-        table = self.live if self._gate is None and not self.gone else None
-        if table is None:
-            table = await self._pass_gate()
-        length = min(length, table.size_bytes - offset)
-        return table.read(offset, length) if length > 0 else b""
-
-    def read_now(self, offset: int, length: int) -> bytes:
-        """For a device above this one: exactly `length` bytes of the live table, suspended or not."""
-        table = self.live
-        if table is None or offset + length > table.size_bytes:
-            raise IOFailed(f"{self.name}: read of {length} bytes at {offset} passes its end, {self._size_bytes}")
-        return table.read(offset, length)
-
-    async def write(self, offset: int, data: Buffer) -> None:
-        """All of `data`; NoSpace past the end of the device, as a block device answers."""
-        while True:
-            table = self.live if self._gate is None and not self.gone else None
-            if table is None:
-                table = await self._pass_gate()
-            if offset + len(data) > table.size_bytes:
-                raise NoSpace(f"{self.name}: write of {len(data)} bytes at {offset} passes its end, {table.size_bytes}")
-            if table.read_only:
-                raise IOFailed(f"{self.name}: write to a read-only device")
-            self._in_flight += 1
-            try:
-                if len(table.targets) == 1:
-                    await table.targets[0].write(offset, data)
-                else:
-                    view = memoryview(data)
-                    for target, start, size, done in table.pieces(offset, len(data)):
-                        await target.write(start, view[done : done + size])
-                return
-            except Requeued:
-                continue
-            finally:
-                self._leave()
-
-    async def discard(self, offset: int, length: int) -> None:
-        await self._by_target("discard", lambda target: target.discard, offset, length)
-
-    async def zero(self, offset: int, length: int) -> None:
-        """The range reads as zeros; whole blocks of a thin are unmapped."""
-        await self._by_target("zero", lambda target: target.zero, offset, length)
-
-    async def provision(self, offset: int, length: int) -> None:
-        """Later writes to the range need no space; contents stay."""
-        await self._by_target("provision", lambda target: target.provision, offset, length)
-
-    async def _by_target(
-        self,
-        operation: str,
-        method: Callable[[Target], Callable[[int, int], Awaitable[None]]],
-        offset: int,
-        length: int,
-    ) -> None:
-        while True:
-            table = await self._pass_gate()
-            if offset + length > table.size_bytes:
-                raise InvalidArgument(
-                    f"{self.name}: {operation} of {length} bytes at {offset} passes its end, {table.size_bytes}"
-                )
-            if table.read_only:
-                raise IOFailed(f"{self.name}: {operation} on a read-only device")
-            self._in_flight += 1
-            try:
-                for target, start, size, _ in table.pieces(offset, length):
-                    await method(target)(start, size)
-                return
-            except Requeued:
-                continue
-            finally:
-                self._leave()
-
-    async def flush(self) -> None:
-        """What was acknowledged before is durable, mappings included."""
-        while True:
-            table = await self._pass_gate()
-            self._in_flight += 1
-            try:
-                for target in table.targets:
-                    await target.flush()
-                return
-            except Requeued:
-                continue
-            finally:
-                self._leave()
+        if isinstance(own.error, Requeued):
+            if self._shut:
+                self._held.append(bio)
+            else:  # the suspend was given up meanwhile
+                self.submit(bio)
+        else:
+            bio.data = own.data
+            bio.complete(own.error)
 
     # -- the picture as a file ---------------------------------------------------------------------------
 
@@ -307,7 +256,7 @@ class MappedDevice:
 
     def next_data(self, offset: int) -> int | None:
         """First byte of data at or after `offset`, None when there is none."""
-        for target, start, size in self._targets_from(offset):
+        for target, start, size in [] if self.live is None else self.live.targets_from(offset):
             found = target.next_data(max(0, offset - start), size)
             if found is not None:
                 return start + found
@@ -315,17 +264,17 @@ class MappedDevice:
 
     def next_hole(self, offset: int) -> int:
         """First byte of a hole at or after `offset`, the size when there is none."""
-        for target, start, size in self._targets_from(offset):
+        for target, start, size in [] if self.live is None else self.live.targets_from(offset):
             found = target.next_hole(max(0, offset - start), size)
             if found < size:
                 return start + found
-        return self._size_bytes
+        return self.size_bytes
 
-    def _targets_from(self, offset: int) -> list[tuple[Target, int, int]]:
-        if self.live is None:
-            return []
-        sized = [
-            (target, start, sectors_to_bytes(target.line.length_sectors))
-            for target, start in zip(self.live.targets, self.live.starts, strict=True)
-        ]
-        return [(target, start, size) for target, start, size in sized if start + size > offset]
+
+def _submit(target: Target, bio: Bio) -> None:
+    try:
+        target.submit(bio)
+    except Exception as error:
+        log.exception("%s: %r: a bug", target.line.target, bio)
+        if not bio.done:
+            bio.complete(IOFailed(f"{target.line.target}: internal error, see the log: {error!r}"))
