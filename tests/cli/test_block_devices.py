@@ -84,6 +84,7 @@ def test_a_deferred_removal_of_a_mounted_device_happens_at_its_unmount(disks: Ma
     mount(THIN, tmp_path / "base")
     disks.prints("remove", "--deferred", THIN)
     assert "ACTIVE (DEFERRED REMOVE)" in disks.prints("info", THIN)
+    assert disks.prints("info", "-c", "--noheadings", "-o", "open", THIN) == "1\n"  # as the kernel counts a mount
     (tmp_path / "base" / "still").write_text("there")
     run("umount", str(tmp_path / "base"))
     assert disks.prints("ls").split("\t")[0] == POOL

@@ -38,8 +38,9 @@ class DataDevice:
     def supports_passdown(self) -> bool:
         return self.device.supports_discard
 
-    def chain(self, requests: Requests, *, tries_all: bool = False) -> Chain:
-        return Chain(requests, blocks=self.at_once, tries_all=tries_all)
+    def chain(self, requests: Requests, *, source_at_once: bool = True, tries_all: bool = False) -> Chain:
+        """Requests to this device; `source_at_once` of the other device in them, if there is one."""
+        return Chain(requests, blocks=self.at_once and source_at_once, tries_all=tries_all)
 
     # -- in place ----------------------------------------------------------------------------------------
 

@@ -15,6 +15,7 @@ from thinfs.blockdevs import nodes
 from thinfs.blockdevs.nodes import Nodes
 from thinfs.errors import ThinfsError, from_oserror
 from thinfs.fuse.mount import Mount, serve
+from thinfs.ioctl.numbers import Numbers
 from thinfs.server.daemon import Served
 from thinfs.server.removal import nobody
 from thinfs.userspace.devices import DeviceMapper, open_device_mapper
@@ -30,11 +31,22 @@ class FrontEnds:
 
     def __init__(self, block_devices: Nodes | None) -> None:
         self.mount: Mount | None = None
+        self.numbers: Numbers | None = None
         self._nodes = block_devices
+
+    def check_new_name(self, name: str) -> None:
+        if self._nodes is not None:
+            self._nodes.check_new_name(name)
 
     async def activated(self, device: MappedDevice) -> None:
         if self._nodes is not None:
             await self._nodes.activated(device)
+        self._publish(device)
+
+    def _publish(self, device: MappedDevice) -> None:
+        if self.numbers is not None:
+            attached = self._nodes.loop_of(device.name) if self._nodes is not None else None
+            self.numbers.publish(device, attached.number if attached is not None else None)
 
     async def resized(self, device: MappedDevice) -> None:
         if self.mount is not None:
@@ -49,6 +61,8 @@ class FrontEnds:
             await self.mount.device_gone(device.name)
 
     async def removed(self, device: MappedDevice) -> None:
+        if self.numbers is not None:
+            self.numbers.withdraw(device)
         if self.mount is not None:
             await self.mount.device_gone(device.name)
 
@@ -57,6 +71,7 @@ class FrontEnds:
             await self.mount.device_gone(old_name)
         if self._nodes is not None:
             await self._nodes.renamed(device, old_name)
+        self._publish(device)
 
     async def before_suspend(self, device: MappedDevice, *, lockfs: bool) -> None:
         """What a file system or a page cache above still holds belongs to the time before the suspend."""
@@ -74,10 +89,10 @@ class FrontEnds:
 
 
 @asynccontextmanager
-async def userspace(directory: str) -> AsyncIterator[Served]:
-    """The assembly of `thinfs serve`."""
+async def userspace(directory: str, *, loop_devices: bool = True) -> AsyncIterator[Served]:
+    """The assembly of `thinfs serve`; without `loop_devices` the devices are files and nothing else."""
     made = _make(directory)
-    reason = nodes.available()
+    reason = nodes.available() if loop_devices else "not wanted"
     if reason is not None:
         log.info("no loop devices and no %s links: %s", nodes.MAPPER_DIR, reason)
     block_devices = Nodes(directory) if reason is None else None
@@ -88,6 +103,7 @@ async def userspace(directory: str) -> AsyncIterator[Served]:
         async with open_device_mapper(directory, listener=front_ends) as mapper, trio.open_nursery() as nursery:
             front_ends.mount = await nursery.start(_serve_images, mapper, directory)
             try:
+                front_ends.numbers = Numbers(directory, mapper.major)
                 holder = block_devices.holder if block_devices is not None else nobody
                 yield Served(mapper, holder, front_ends.mount.settle)
             finally:
@@ -95,6 +111,9 @@ async def userspace(directory: str) -> AsyncIterator[Served]:
                     with trio.move_on_after(_DETACH_SECONDS, shield=True):
                         await _resume_frozen(mapper, block_devices)
                         await block_devices.detach_all()
+                if front_ends.numbers is not None:
+                    front_ends.numbers.close()
+                    front_ends.numbers = None
                 nursery.cancel_scope.cancel()  # unmounts: what mappings had dirtied still finds the devices
     finally:
         if block_devices is not None:

@@ -40,6 +40,9 @@ class Target(Protocol):
     def write_now(self, offset: int, data: Buffer) -> bool:
         """Whether it is written, without a bio and without waiting; False: submit one. Its errors are raised."""
 
+    def check_swap(self) -> None:
+        """Before its table becomes the live one: may refuse, and the table before it stays."""
+
     async def presuspend(self, *, noflush: bool) -> None:
         """Before the device waits for its I/O in flight."""
 
@@ -52,7 +55,7 @@ class Target(Protocol):
     async def close(self) -> None: ...
 
     def deps(self) -> list[tuple[int, int]]:
-        """(major, minor) of the block devices that it names."""
+        """(major, minor) of the block devices that it names, in the order in which they are opened."""
 
     def lowers(self) -> Iterator[Backing]:
         """What it stands on."""
@@ -94,6 +97,9 @@ class Plain:
 
     def write_now(self, offset: int, data: Buffer) -> bool:
         return False
+
+    def check_swap(self) -> None:
+        return
 
     async def presuspend(self, *, noflush: bool) -> None:
         return

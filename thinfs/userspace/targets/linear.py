@@ -38,7 +38,7 @@ class LinearTarget(Plain):
     def lowers(self) -> Iterator[Backing]:
         yield self._backing
 
-    def check_fits(self) -> None:
+    def check_swap(self) -> None:
         available = bytes_to_sectors(self._backing.size_bytes)
         if self._offset_sectors + self.line.length_sectors > available:
             raise InvalidArgument(
@@ -46,14 +46,23 @@ class LinearTarget(Plain):
                 f"len={self.line.length_sectors}, dev_size={available}"
             )
 
-    async def preresume(self) -> None:
-        self.check_fits()
-
     def read_now(self, offset: int, length: int) -> bytes | None:
         return self._backing.read_now(self._start + offset, length)
 
     def write_now(self, offset: int, data: Buffer) -> bool:
         return self._backing.write_now(self._start + offset, data)
+
+    def next_data(self, offset: int, end: int) -> int | None:
+        for first, _ in self._backing.data_ranges(self._start + offset, self._start + end):
+            return first - self._start
+        return None
+
+    def next_hole(self, offset: int, end: int) -> int:
+        for first, last in self._backing.data_ranges(self._start + offset, self._start + end):
+            if first - self._start > offset:
+                break
+            offset = last - self._start
+        return offset
 
     def submit(self, bio: Bio) -> None:
         if bio.op is Op.ZERO:
@@ -89,7 +98,7 @@ async def load(loading: Loading) -> LinearTarget:
     target = LinearTarget(line, backing, offset, loading.release)
     try:
         if loading.first_table:
-            target.check_fits()
+            target.check_swap()
     except BaseException:
         await target.close()
         raise
