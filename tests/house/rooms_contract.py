@@ -2,7 +2,8 @@
 
 A row is `room | what of ours | libraries | standard library`, blanks between names, `*` for the whole standard
 library. A room is a package or a module, with all below it, `package.__init__` that module alone; a module's room is
-the longest that fits. What is ours is named the same way. Promises: also refuses a module without a row, and a row that names what is not there.
+the longest that fits. What is ours is named the same way.
+Promises: also refuses a module without a row, and a row that names what is not there.
 """
 
 import sys
