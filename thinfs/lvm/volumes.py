@@ -41,7 +41,7 @@ class Volume:
     @property
     def read_only(self) -> bool:
         """By LVM's permission, or because thins show what is in it (LVM permits no writing to an external origin)."""
-        if any(lv.thin is not None and lv.thin.external_origin == self.lv.name for lv in self.group.vg.lvs.values()):
+        if self.lv.name in self.group.vg.external_origins:
             return True
         return "WRITE" not in self.lv.status and "WRITE_LOCKED" not in self.lv.flags
 
