@@ -118,11 +118,9 @@ def test_a_goal_that_the_set_up_does_not_know_is_refused_by_name(bare_machine: P
     assert (run.returncode, run.stderr) == (1, "set-up: no such goal: party (demo, test, lint or bench)\n")
 
 
-def test_tests_readme_names_every_directory_and_topic_and_nothing_that_is_not_there() -> None:
+def test_tests_readme_names_every_topic_and_nothing_that_is_not_there() -> None:
     here = TOP / "tests"
     named = set(re.findall(r"`([\w/]+(?:\.py|/))`", (here / "README.md").read_text()))
     assert sorted(one for one in named if not (here / one).exists()) == []
-    directories = {path.parent.name for path in here.glob("*/test_*.py")}
-    assert sorted(one for one in directories if not any(name.startswith(f"{one}/") for name in named)) == []
     topics = {f"conformance/{path.name}" for path in (here / "conformance").glob("test_*.py")}
     assert sorted(topics - named) == []
