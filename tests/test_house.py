@@ -115,7 +115,10 @@ def test_without_root_the_set_up_names_what_is_missing_in_one_line(bare_machine:
 
 def test_a_goal_that_the_set_up_does_not_know_is_refused_by_name(bare_machine: Path) -> None:
     run = set_up(bare_machine, "party")
-    assert (run.returncode, run.stderr) == (1, "set-up: no such goal: party (demo, test, lint or bench)\n")
+    assert (run.returncode, run.stderr) == (
+        1,
+        "set-up: no such goal: party (demo, test, lint, bench, packages or test-on)\n",
+    )
 
 
 def test_tests_readme_names_every_topic_and_nothing_that_is_not_there() -> None:
