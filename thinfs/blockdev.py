@@ -10,7 +10,7 @@ import fcntl
 import os
 import stat
 import struct
-from typing import Protocol, TypeAlias
+from typing import Protocol, TypeAlias, runtime_checkable
 
 from thinfs.errors import BackingMissing, Busy, IOFailed, from_oserror
 from thinfs.libc import FALLOC_FL_KEEP_SIZE, FALLOC_FL_PUNCH_HOLE, fallocate
@@ -51,6 +51,13 @@ class BlockDevice(Protocol):
     def close(self) -> None: ...
 
 
+@runtime_checkable
+class HasDescriptor(Protocol):
+    """A BlockDevice that is nothing more than a file or block device: its descriptor may be used beside it."""
+
+    def fileno(self) -> int: ...
+
+
 class FileDevice:
     """A regular file or block device of the machine, held under an exclusive lock unless read-only."""
 
@@ -79,6 +86,9 @@ class FileDevice:
             raise Busy(f"{path}: in use by another process") from None
         self._label = f"{os.major(info.st_rdev)}:{os.minor(info.st_rdev)}" if self._is_block else self.path
         self._discard_works = True
+
+    def fileno(self) -> int:
+        return self._fd
 
     @property
     def label(self) -> str:

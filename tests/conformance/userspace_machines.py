@@ -83,9 +83,10 @@ async def userspace_machine() -> AsyncIterator[Machine]:
 
 
 class ServerProcess:
-    """A server of the suite's own: a directory, a process, a mount."""
+    """A server of the suite's own: a directory, a process, a mount. `served_by`: native or pyfuse3."""
 
-    def __init__(self) -> None:
+    def __init__(self, served_by: str) -> None:
+        self._served_by = served_by
         self.directory = scratch_directory()
         self.mount = self.directory / "mnt"
         self.log = self.directory / "server.log"
@@ -103,7 +104,14 @@ class ServerProcess:
             ready.bind(str(notify))
             ready.settimeout(60)
             self._process = subprocess.Popen(
-                [sys.executable, "-m", f"{package}.server_process", str(self.mount), str(self.no_space_timeout)],
+                [
+                    sys.executable,
+                    "-m",
+                    f"{package}.server_process",
+                    str(self.mount),
+                    str(self.no_space_timeout),
+                    self._served_by,
+                ],
                 env={**os.environ, "NOTIFY_SOCKET": str(notify), "PYTHONPATH": search},
                 stdin=subprocess.PIPE,
                 stdout=log,
@@ -137,8 +145,8 @@ class ServerProcess:
 
 
 @contextlib.contextmanager
-def server_process() -> Iterator[ServerProcess]:
-    server = ServerProcess()
+def server_process(served_by: str) -> Iterator[ServerProcess]:
+    server = ServerProcess(served_by)
     try:
         server.start()
         yield server

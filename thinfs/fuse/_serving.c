@@ -160,7 +160,7 @@ static int answer(int fd, uint64_t unique, int error, const void *data, size_t s
 struct request {
     const struct fuse_in_header *in;
     enum operation operation;
-    uint64_t offset, length;
+    uint64_t handle, offset, length;
     char *payload;
 };
 
@@ -176,6 +176,7 @@ static bool is_io(char *buffer, size_t size, struct request *request)
     if (in->opcode == FUSE_READ && rest >= sizeof(struct fuse_read_in)) {
         const struct fuse_read_in *read = (const void *)arguments;
         request->operation = OP_READ;
+        request->handle = read->fh;
         request->offset = read->offset;
         request->length = read->size;
         return true;
@@ -183,13 +184,18 @@ static bool is_io(char *buffer, size_t size, struct request *request)
     if (in->opcode == FUSE_WRITE && rest >= sizeof(struct fuse_write_in)) {
         const struct fuse_write_in *write = (const void *)arguments;
         request->operation = OP_WRITE;
+        request->handle = write->fh;
         request->offset = write->offset;
         request->length = write->size;
         request->payload = arguments + sizeof *write;
         return rest - sizeof *write >= write->size;
     }
-    request->operation = OP_FLUSH;
-    return in->opcode == FUSE_FSYNC;
+    if (in->opcode == FUSE_FSYNC && rest >= sizeof(struct fuse_fsync_in)) {
+        request->operation = OP_FLUSH;
+        request->handle = ((const struct fuse_fsync_in *)arguments)->fh;
+        return true;
+    }
+    return false;
 }
 
 static uint64_t now(void)
@@ -467,12 +473,14 @@ static int request_buffer(struct py_request *r, Py_buffer *view, int flags)
 }
 
 static PyObject *request_inode(struct py_request *r, void *c) { (void)c; return PyLong_FromUnsignedLongLong(r->request.in->nodeid); }
+static PyObject *request_handle(struct py_request *r, void *c) { (void)c; return PyLong_FromUnsignedLongLong(r->request.handle); }
 static PyObject *request_operation(struct py_request *r, void *c) { (void)c; return PyLong_FromLong(r->request.operation); }
 static PyObject *request_offset(struct py_request *r, void *c) { (void)c; return PyLong_FromUnsignedLongLong(r->request.offset); }
 static PyObject *request_length(struct py_request *r, void *c) { (void)c; return PyLong_FromUnsignedLongLong(r->request.length); }
 
 static PyGetSetDef request_attributes[] = {
     {"inode", (getter)request_inode, NULL, NULL, NULL},
+    {"handle", (getter)request_handle, NULL, "As open has answered.", NULL},
     {"operation", (getter)request_operation, NULL, "READ, WRITE or FLUSH.", NULL},
     {"offset", (getter)request_offset, NULL, "Bytes; 0 for a flush.", NULL},
     {"length", (getter)request_length, NULL, "Bytes; 0 for a flush.", NULL},

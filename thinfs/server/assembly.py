@@ -15,6 +15,7 @@ from thinfs.blockdevs import nodes
 from thinfs.blockdevs.nodes import Nodes
 from thinfs.errors import ThinfsError, from_oserror
 from thinfs.fuse.mount import Mount, serve
+from thinfs.fuse.native import make_volume
 from thinfs.server.daemon import Served
 from thinfs.server.removal import nobody
 from thinfs.userspace.devices import DeviceMapper, open_device_mapper
@@ -74,8 +75,8 @@ class FrontEnds:
 
 
 @asynccontextmanager
-async def userspace(directory: str) -> AsyncIterator[Served]:
-    """The assembly of `thinfs serve`."""
+async def userspace(directory: str, *, native: bool = True) -> AsyncIterator[Served]:
+    """The assembly of `thinfs serve`. Not `native`: all I/O goes through pyfuse3."""
     made = _make(directory)
     reason = nodes.available()
     if reason is not None:
@@ -85,8 +86,11 @@ async def userspace(directory: str) -> AsyncIterator[Served]:
     try:
         if block_devices is not None:
             await block_devices.clean_stale()
-        async with open_device_mapper(directory, listener=front_ends) as mapper, trio.open_nursery() as nursery:
-            front_ends.mount = await nursery.start(_serve_images, mapper, directory)
+        async with (
+            open_device_mapper(directory, listener=front_ends, make_volume=make_volume if native else None) as mapper,
+            trio.open_nursery() as nursery,
+        ):
+            front_ends.mount = await nursery.start(_serve_images, mapper, directory, native)
             try:
                 holder = block_devices.holder if block_devices is not None else nobody
                 yield Served(mapper, holder, front_ends.mount.settle)
@@ -105,9 +109,13 @@ async def userspace(directory: str) -> AsyncIterator[Served]:
 
 
 async def _serve_images(
-    mapper: DeviceMapper, directory: str, *, task_status: trio.TaskStatus[Mount] = trio.TASK_STATUS_IGNORED
+    mapper: DeviceMapper,
+    directory: str,
+    native: bool,
+    *,
+    task_status: trio.TaskStatus[Mount] = trio.TASK_STATUS_IGNORED,
 ) -> None:
-    await serve(mapper, directory, task_status=task_status)
+    await serve(mapper, directory, native=native, task_status=task_status)
     log.error("%s: unmounted by somebody else: devices are no files until `thinfs stop` and a new start", directory)
 
 
