@@ -14,13 +14,12 @@ from thinfs.pool.metadata import PoolMetadata
 from thinfs.pool.modes import PoolMode, PoolSettings
 from thinfs.pool.pool import Pool
 from thinfs.pool.thin import Thin
-from thinfs.steps import Steps
+from thinfs.steps import Steps, drive
 
 T = TypeVar("T")
 
 MIB = 1 << 20
 BLOCK = 65536
-NR_DATA_BLOCKS = 256
 NR_THIN_BLOCKS = 900
 
 
@@ -96,15 +95,15 @@ class FailingDevice(MemoryDevice):
 class Served:
     """A pool with thins 0 and 1 open and served; `run` checks their tables at each step."""
 
-    def __init__(self, seed: int) -> None:
+    def __init__(self, seed: int, nr_data_blocks: int = 256) -> None:
         self.choose = random.Random(seed)
         self.metadata_device = FailingDevice(4 * MIB)
-        self.data = DataFile(NR_DATA_BLOCKS * BLOCK)
+        self.data = DataFile(nr_data_blocks * BLOCK)
         metadata = PoolMetadata.open(self.metadata_device, BLOCK // 512, data=self.data)
         self.pool = Pool(metadata, self.metadata_device, self.data, clock=lambda: 0.0)
         self.thins: list[Thin] = []
         self.nr_words = 0
-        self.run(self.pool.preresume(PoolSettings(frozenset(), 0, NR_DATA_BLOCKS)))
+        self.run(self.pool.preresume(PoolSettings(frozenset(), 0, nr_data_blocks)))
         self.run(self.pool.resume())
         for dev_id in (0, 1):
             self.message(f"create_thin {dev_id}")
@@ -210,18 +209,21 @@ def test_a_table_has_what_the_engine_has_at_every_step(seed: int) -> None:
 
 def test_while_a_range_is_removed_nothing_is_learnt_of_it() -> None:
     """The removal gives way in between: a read there sees what is to go."""
-    served = Served(1)
+    served = Served(1, nr_data_blocks=2048)
     thin = served.thins[0]
-    for block in range(200):
-        served.write(thin, block)
-    thin.read(0, 512)
-    assert 150 in served.table(thin).words
-    removing = thin.internal.remove_range(100, 180)
-    for _ in removing:
-        thin.read(150 * BLOCK, 512)
-        assert not any(100 <= block < 180 for block in served.table(thin).words)
+    thin.submit(Bio(Op.WRITE, 0, 1500 * BLOCK, bytes(1500 * BLOCK)))
+    drive(served.pool.work())
+    nr_steps = 0
+    for _ in thin.internal.remove_range(100, 1400):
+        nr_steps += 1
+        for block in (101, 700, 1399):
+            thin.read(block * BLOCK, 512)
+            thin.read(block * BLOCK, 2 * BLOCK)
+        assert not any(100 <= block < 1400 for block in served.table(thin).words)
+    assert nr_steps > 1
     served.check()
-    assert 150 not in served.table(thin).words and 99 in served.table(thin).words
+    thin.read(99 * BLOCK, 512)
+    assert 99 in served.table(thin).words and 1399 not in served.table(thin).words
 
 
 def test_an_aborted_transaction_s_mappings_are_forgotten() -> None:
