@@ -1,5 +1,5 @@
-"""The compiled parts (thinfs.fuse._fuseshim against the libfuse 3 of pkg-config, thinfs.tools._mappings) and a script;
-else: pyproject.toml."""
+"""The compiled parts (thinfs.fuse._fuseshim against the libfuse 3 of pkg-config, thinfs.tools._mappings, and what
+`thinfs run` preloads) and a script; else: pyproject.toml."""
 
 import subprocess
 from pathlib import Path
@@ -56,6 +56,22 @@ setup(
             ],
             # The calls that it passes on are found with RTLD_NEXT: libfuse must come right behind it.
             extra_link_args=["-Wl,--no-as-needed", *pkg_config("--libs")],
+        ),
+        # No module: what `thinfs run` puts into LD_PRELOAD, here because an extension is what gets compiled.
+        Extension(
+            "thinfs.ioctl._preload",
+            ["thinfs/ioctl/_preload.c"],
+            depends=["thinfs/ioctl/_door.h"],
+            # stat and its like must not be inlined into calls of themselves
+            extra_compile_args=[
+                "-D_GNU_SOURCE",
+                "-Wall",
+                "-Wextra",
+                "-fno-builtin",
+                "-fvisibility=hidden",
+                "-U_FORTIFY_SOURCE",
+            ],
+            libraries=["dl"],
         ),
     ],
 )

@@ -38,8 +38,10 @@ class DeviceMapperCalls:
         known = VERBS[verb]
         return known.answer.from_json(self._call(verb, *known.in_order(arguments)))
 
-    def create(self, name: str, table: str | None, *, uuid: str = "", read_only: bool = False) -> DeviceInfo:
-        return self.verb("create", name=name, table=table, uuid=uuid, read_only=read_only)
+    def create(
+        self, name: str, table: str | None, *, uuid: str = "", read_only: bool = False, minor: int | None = None
+    ) -> DeviceInfo:
+        return self.verb("create", name=name, table=table, uuid=uuid, read_only=read_only, minor=minor)
 
     def load(self, name: str, table: str, *, read_only: bool = False) -> None:
         self.verb("load", name=name, table=table, read_only=read_only)
@@ -59,17 +61,20 @@ class DeviceMapperCalls:
     def rename(self, name: str, new_name: str) -> None:
         self.verb("rename", name=name, new_name=new_name)
 
+    def set_uuid(self, name: str, uuid: str) -> None:
+        self.verb("set_uuid", name=name, uuid=uuid)
+
     def message(self, name: str, message: str, *, sector: int = 0) -> str:
         return self.verb("message", name=name, message=message, sector=sector)
 
-    def status(self, name: str, *, noflush: bool = False) -> str:
-        return self.verb("status", name=name, noflush=noflush)
+    def status(self, name: str, *, noflush: bool = False, inactive: bool = False) -> str:
+        return self.verb("status", name=name, noflush=noflush, inactive=inactive)
 
     def table(self, name: str, *, inactive: bool = False) -> str:
         return self.verb("table", name=name, inactive=inactive)
 
-    def info(self, name: str) -> DeviceInfo:
-        return self.verb("info", name=name)
+    def info(self, name: str, *, inactive: bool = False) -> DeviceInfo:
+        return self.verb("info", name=name, inactive=inactive)
 
     def wait(self, name: str, event_nr: int) -> DeviceInfo:
         return self.verb("wait", name=name, event_nr=event_nr)

@@ -16,11 +16,13 @@ from kernel_backend.control import Control, info_fields
 from thinfs.dm.ioctl import (
     DEFERRED_REMOVE,
     NOFLUSH,
+    PERSISTENT_DEV,
     QUERY_INACTIVE_TABLE,
     READONLY,
     SKIP_LOCKFS,
     STATUS_TABLE,
     SUSPEND,
+    UUID,
     pack_string,
 )
 
@@ -37,8 +39,11 @@ class KernelDeviceMapper:
     def version(self) -> Sequence[int]:
         return list(self._control.ioctl("version").version)
 
-    def create(self, name: str, table: str | None, uuid: str = "", read_only: bool = False) -> dict[str, Any]:
-        answer = self._control.ioctl("create", name, uuid=uuid)
+    def create(
+        self, name: str, table: str | None, uuid: str = "", read_only: bool = False, minor: int | None = None
+    ) -> dict[str, Any]:
+        number: dict[str, Any] = {} if minor is None else {"flags": PERSISTENT_DEV, "dev": (0, minor)}
+        answer = self._control.ioctl("create", name, uuid=uuid, **number)
         try:
             if table is not None:
                 self.load(name, table, read_only)
@@ -74,17 +79,21 @@ class KernelDeviceMapper:
         device_nodes.withdraw(name)
         device_nodes.publish(new_name, answer.dev[1])
 
+    def set_uuid(self, name: str, uuid: str) -> None:
+        self._control.ioctl("rename", name, flags=UUID, payload=pack_string(uuid))
+
     def message(self, name: str, message: str, sector: int = 0) -> str:
         return self._control.message(name, message, sector)
 
-    def status(self, name: str, noflush: bool = False) -> str:
-        return self._control.table_status(name, flags=NOFLUSH if noflush else 0)
+    def status(self, name: str, noflush: bool = False, inactive: bool = False) -> str:
+        flags = (NOFLUSH if noflush else 0) | (QUERY_INACTIVE_TABLE if inactive else 0)
+        return self._control.table_status(name, flags=flags)
 
     def table(self, name: str, inactive: bool = False) -> str:
         return self._control.table_status(name, flags=STATUS_TABLE | (QUERY_INACTIVE_TABLE if inactive else 0))
 
-    def info(self, name: str) -> dict[str, Any]:
-        return info_fields(self._control.ioctl("status", name))
+    def info(self, name: str, inactive: bool = False) -> dict[str, Any]:
+        return info_fields(self._control.ioctl("status", name, flags=QUERY_INACTIVE_TABLE if inactive else 0))
 
     def wait(self, name: str, event_nr: int) -> dict[str, Any]:
         """Blocks until the event number is another, or the device is removed."""

@@ -9,14 +9,13 @@ what may wait (an event, a device that is suspended or out of space).
 import contextlib
 import mmap
 import os
-import shutil
 import socket
 import subprocess
 import time
 from collections.abc import Sequence
 from typing import Any, Final, Self
 
-from kernel_backend import channel, uml
+from kernel_backend import channel, judges, uml
 from kernel_backend.calls import DeviceMapperCalls
 from kernel_backend.channel import Channel, GuestFailed, Pending
 from thinfs.errors import ThinfsError
@@ -197,7 +196,7 @@ class Guest(DeviceMapperCalls):
             raise GuestFailed(f"reset: {', '.join(left)} cannot be removed\n{self.describe()}")
 
     def thin_check(self, image: Image, *options: str) -> subprocess.CompletedProcess[str]:
-        """Run the host's thin_check on an image; the pool must have been removed."""
+        """thin_check (judges.tool) on an image; the pool must have been removed."""
         return _host_tool("thin_check", *options, image.path)
 
     def thin_dump(self, image: Image, *options: str) -> str:
@@ -214,7 +213,6 @@ def _close_memory(memory: mmap.mmap) -> None:
 
 
 def _host_tool(*command: str) -> subprocess.CompletedProcess[str]:
-    program = shutil.which(command[0], path=f"/usr/sbin:/sbin:{os.environ.get('PATH', '/usr/bin:/bin')}")
-    if program is None:
-        raise FileNotFoundError(f"{command[0]}: not installed, apt-get install thin-provisioning-tools")
-    return subprocess.run([program, *command[1:]], capture_output=True, text=True, stdin=subprocess.DEVNULL)
+    return subprocess.run(
+        [judges.tool(command[0]), *command[1:]], capture_output=True, text=True, stdin=subprocess.DEVNULL
+    )

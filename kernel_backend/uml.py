@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from kernel_backend import xstate
+from kernel_backend import judges, xstate
 from thinfs.dm import ioctl
 
 PACKAGE: Final = Path(__file__).resolve().parent
@@ -54,14 +54,19 @@ class GuestKernel:
             return None
         if self.directory is None:
             return f"no kernel {self.name}: {program} is absent, apt-get install user-mode-linux"
-        return f"no kernel {self.name}: {program} is absent, run python3 -m kernel_backend.get_uml612"
+        return f"no kernel {self.name}: {program} is absent, run python3 -m kernel_backend.fetch kernel-{self.name}"
 
 
-_CACHE_6_12: Final = os.environ.get("THINFS_UML612") or str(PACKAGE.parent / ".cache" / "uml612")
+def _judge(name: str) -> GuestKernel:
+    place = judges.directory() / f"kernel-{name}"
+    return GuestKernel(name, "./linux.uml", f"{place}/usr/lib/uml/modules", directory=str(place), libraries="lib")
 
-KERNEL_6_1: Final = GuestKernel("6.1", "/usr/bin/linux", "/usr/lib/uml/modules")
-KERNEL_6_12: Final = GuestKernel("6.12", "./linux", f"{_CACHE_6_12}/modules", directory=_CACHE_6_12, libraries="lib")
+
+KERNEL_6_1: Final = _judge("6.1")
+KERNEL_6_12: Final = _judge("6.12")
 KERNELS: Final = {kernel.name: kernel for kernel in (KERNEL_6_1, KERNEL_6_12)}
+# Whatever version this machine has, if any: no judge, but what must hold for every kernel holds for it.
+INSTALLED: Final = GuestKernel("installed", "/usr/bin/linux.uml", "/usr/lib/uml/modules")
 
 
 def memory_file(name: str, size_bytes: int) -> int:

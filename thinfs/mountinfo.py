@@ -36,6 +36,16 @@ def mounts(process: str = "self") -> Iterator[MountEntry]:
             yield MountEntry(directory, int(major), int(minor), rest.split(" ")[0])
 
 
+def mount_of(path: str) -> tuple[int, int]:
+    """(major, minor) of the file system that a resolved path is on, without touching the path."""
+    found, length = (0, 0), -1
+    for entry in mounts():
+        below = path == entry.directory or path.startswith(entry.directory.rstrip("/") + "/")
+        if below and len(entry.directory) >= length:
+            found, length = (entry.major, entry.minor), len(entry.directory)
+    return found
+
+
 def mounted_on(directory: str) -> MountEntry | None:
     """The uppermost mount on a resolved path."""
     found = None

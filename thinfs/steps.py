@@ -40,30 +40,48 @@ Steps: TypeAlias = Generator[Job | None, None, T]
 Requests: TypeAlias = Iterable[tuple[Submits, Bio]]
 
 
-class Chain:
+class Completion:
+    """Done once, with an error or None; whoever asks is told. Touched by one thread at a time."""
+
+    __slots__ = ("_told", "done", "error")
+
+    def __init__(self) -> None:
+        self.done = False
+        self.error: ThinfsError | None = None
+        self._told: list[Callable[[], None]] | None = None
+
+    def complete(self, error: ThinfsError | None = None) -> None:
+        assert not self.done
+        self.done, self.error = True, error
+        if self._told is not None:
+            told, self._told = self._told, None
+            for call in told:
+                call()
+
+    def then(self, call: Callable[[], None]) -> None:
+        """Call it when it is done; at once if it is."""
+        if self.done:
+            call()
+        elif self._told is None:
+            self._told = [call]
+        else:
+            self._told.append(call)
+
+
+class Chain(Completion):
     """Bios one after the other, each submitted when the one before is done; the first error ends it.
 
     `requests` may be a generator that looks at what an earlier bio has read. With `tries_all` errors are ignored.
+    `blocks` only where every device in it answers at once: it may then be started in a thread.
     """
 
-    __slots__ = ("_next", "_tries_all", "_whole", "blocks")
+    __slots__ = ("_next", "_tries_all", "blocks")
 
     def __init__(self, requests: Requests, *, blocks: bool, tries_all: bool = False) -> None:
+        super().__init__()
         self._next = iter(requests)
-        self._whole = _Whole()
         self._tries_all = tries_all
         self.blocks = blocks
-
-    @property
-    def done(self) -> bool:
-        return self._whole.done
-
-    @property
-    def error(self) -> ThinfsError | None:
-        return self._whole.error
-
-    def then(self, call: Callable[[], None]) -> None:
-        self._whole.then(call)
 
     def start(self) -> None:
         try:
@@ -73,102 +91,60 @@ class Chain:
                     bio.then(lambda bio=bio: self._go_on(bio))  # type: ignore[misc]
                     return
                 if bio.error is not None and not self._tries_all:
-                    self._whole.complete(bio.error)
+                    self.complete(bio.error)
                     return
         except ThinfsError as error:
-            self._whole.complete(error)
+            self.complete(error)
         except Exception as error:
             log.exception("a chain of requests: a bug")
-            self._whole.complete(IOFailed(f"internal error: {error!r}"))
+            self.complete(IOFailed(f"internal error: {error!r}"))
         else:
-            self._whole.complete()
+            self.complete()
 
     def _go_on(self, bio: Bio) -> None:
         if bio.error is not None and not self._tries_all:
-            self._whole.complete(bio.error)
+            self.complete(bio.error)
         else:
             self.start()
 
 
-class _Whole:
-    """The completion of something made of bios."""
+class Together(Completion):
+    """Jobs that block, one after the other in one thread; it has no error of its own: look at each."""
 
-    __slots__ = ("_told", "done", "error")
+    __slots__ = ("_jobs",)
+    blocks: Final = True
 
-    def __init__(self) -> None:
-        self.done = False
-        self.error: ThinfsError | None = None
-        self._told: list[Callable[[], None]] = []
-
-    def complete(self, error: ThinfsError | None = None) -> None:
-        assert not self.done
-        self.done, self.error = True, error
-        told, self._told = self._told, []
-        for call in told:
-            call()
-
-    def then(self, call: Callable[[], None]) -> None:
-        if self.done:
-            call()
-        else:
-            self._told.append(call)
-
-
-class Together:
-    """Jobs beside each other; it has no error of its own: look at each."""
-
-    __slots__ = ("_jobs", "_nr_open", "_whole", "blocks")
-    error: Final = None
-
-    def __init__(self, jobs: Sequence[Job], *, blocks: bool) -> None:
+    def __init__(self, jobs: Sequence[Job]) -> None:
+        super().__init__()
         self._jobs = jobs
-        self._nr_open = len(jobs)
-        self._whole = _Whole()
-        self.blocks = blocks
-
-    @property
-    def done(self) -> bool:
-        return self._whole.done
-
-    def then(self, call: Callable[[], None]) -> None:
-        self._whole.then(call)
 
     def start(self) -> None:
         for job in self._jobs:
             job.start()
-            job.then(self._one_is_done)
-
-    def _one_is_done(self) -> None:
-        self._nr_open -= 1
-        if self._nr_open == 0:
-            self._whole.complete()
+        self.complete()
 
 
-class UnderWay:
-    """Bios that somebody else has submitted; done when all of them are, whatever came of them."""
+class Ends(Protocol):
+    def then(self, call: Callable[[], None]) -> None: ...
 
-    __slots__ = ("_nr_open", "_whole")
-    error: Final = None
+
+class UnderWay(Completion):
+    """What has been started already, bios or jobs; done when all of it is, whatever came of it."""
+
+    __slots__ = ("_nr_open",)
     blocks: Final = False
 
-    def __init__(self, bios: Iterable[Bio]) -> None:
-        self._whole = _Whole()
-        waited_for = list(bios)
+    def __init__(self, started: Iterable[Ends]) -> None:
+        super().__init__()
+        waited_for = list(started)
         self._nr_open = len(waited_for) + 1
-        for bio in waited_for:
-            bio.then(self.start)
-
-    @property
-    def done(self) -> bool:
-        return self._whole.done
-
-    def then(self, call: Callable[[], None]) -> None:
-        self._whole.then(call)
+        for one in waited_for:
+            one.then(self.start)
 
     def start(self) -> None:
         self._nr_open -= 1
         if self._nr_open == 0:
-            self._whole.complete()
+            self.complete()
 
 
 def do_now(requests: Requests) -> None:

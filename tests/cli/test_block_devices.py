@@ -10,6 +10,7 @@ import pytest
 
 from tests.blockdevs.loops import why_none
 from tests.cli.conftest import Machine
+from tests.thin_tools import accepted
 from thinfs.blockdevs import loop, nodes
 
 PREFIX = f"thinfs-test-{os.getpid()}-"
@@ -34,7 +35,7 @@ def disks(mounted: Machine, tmp_path: Path) -> Iterator[Machine]:
         assert mounted.thinfs("stop").stdout == ""
         assert loop.attached_under(str(mounted.mount_dir)) == []
         assert not [name for name in os.listdir(nodes.MAPPER_DIR) if name.startswith(PREFIX)]
-        subprocess.run(["thin_check", "-q", tmp_path / "metadata"], check=True)
+        accepted(tmp_path / "metadata")
     finally:
         for directory in ("base", "snap"):
             subprocess.run(["umount", "-l", tmp_path / directory], capture_output=True, check=False)
@@ -83,6 +84,7 @@ def test_a_deferred_removal_of_a_mounted_device_happens_at_its_unmount(disks: Ma
     mount(THIN, tmp_path / "base")
     disks.prints("remove", "--deferred", THIN)
     assert "ACTIVE (DEFERRED REMOVE)" in disks.prints("info", THIN)
+    assert disks.prints("info", "-c", "--noheadings", "-o", "open", THIN) == "1\n"  # as the kernel counts a mount
     (tmp_path / "base" / "still").write_text("there")
     run("umount", str(tmp_path / "base"))
     assert disks.prints("ls").split("\t")[0] == POOL

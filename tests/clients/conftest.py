@@ -16,7 +16,8 @@ import pytest
 from tests.blockdevs.loops import why_none
 from tests.clients.leftovers import clear_away, loop_devices_of, mounts_of
 from tests.system.conftest import Server, server
-from tests.system.images import PoolFiles, make_pool, thin_check
+from tests.system.images import PoolFiles, make_pool
+from tests.thin_tools import accepted
 from thinfs.blockdevs import nodes
 
 __all__ = ["MIB", "Volumes", "need", "need_block_devices", "run", "server", "volumes"]
@@ -127,6 +128,6 @@ def volumes(server: Server) -> Iterator[Volumes]:
         assert mounts_of(server.directory) == []
         assert loop_devices_of(server.directory) == []
         assert not [path for path in Path(nodes.MAPPER_DIR).glob("*") if path.name.startswith(made.prefix)]
-        thin_check(files.metadata)
+        accepted(files.metadata)
     finally:
         clear_away(server.directory)

@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from tests.clients.conftest import MIB, SECONDS, Volumes, need_block_devices
-from tests.system.images import PoolFiles, make_pool, thin_check
+from tests.system.images import PoolFiles, make_pool
+from tests.thin_tools import accepted
 
 SIZE = 64 * MIB
 BLOCK = 65536
@@ -119,4 +120,4 @@ def test_the_server_ends_while_a_writer_waits(small: Volumes) -> None:
         small.server.stop()
         waiting.communicate(timeout=SECONDS)
         assert waiting.returncode == 1
-    thin_check(small.pool_files.metadata)
+    accepted(small.pool_files.metadata)

@@ -14,7 +14,8 @@ import pytest
 
 from tests.clients.conftest import MIB, Volumes, need, need_block_devices, run
 from tests.system.conftest import Server
-from tests.system.images import make_pool, thin_check
+from tests.system.images import make_pool
+from tests.thin_tools import accepted
 from thinfs.dead_server import end_connection
 
 SIZE = 256 * MIB
@@ -81,7 +82,7 @@ def check_what_is_left(small: Volumes) -> None:
     assert (small.mounted_at("t", "-o", "ro") / "kept").read_text() == "kept\n"
     run("umount", directory)
     small.server.stop()
-    thin_check(small.pool_files.metadata)
+    accepted(small.pool_files.metadata)
 
 
 def test_a_kill_while_a_freeze_waits_for_its_own_server(small: Volumes) -> None:

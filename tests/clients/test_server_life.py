@@ -12,7 +12,7 @@ import pytest
 from tests.clients.conftest import MIB, Volumes, need, need_block_devices, run
 from tests.clients.leftovers import loop_devices_of
 from tests.system.conftest import Server, running_server
-from tests.system.images import thin_check
+from tests.thin_tools import accepted
 
 SIZE = 64 * MIB
 THINFS = Path(sysconfig.get_path("scripts")) / "thinfs"
@@ -93,7 +93,7 @@ def test_sigterm_with_active_volumes_commits_and_detaches(volumes: Volumes) -> N
     volumes.server.stop()
     assert not os.path.ismount(volumes.server.mount)
     assert loop_devices_of(volumes.directory) == []
-    thin_check(volumes.pool_files.metadata)
+    accepted(volumes.pool_files.metadata)
     volumes.server.start()
     volumes.create_pool()
     assert volumes.activate("t", 0, SIZE).read_bytes()[:11] == b"not fsynced"

@@ -6,6 +6,8 @@ import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
+from kernel_backend import judges
+
 from .faults import FAIL_READS, FAIL_WRITES
 
 
@@ -54,13 +56,11 @@ def _opened(path: str, flags: int) -> Iterator[int]:
 
 
 def thin_check(path: str, *options: str) -> tuple[int, str]:
-    search = f"/usr/sbin:/sbin:{os.environ.get('PATH', '/usr/bin:/bin')}"
     done = subprocess.run(
-        ["thin_check", *options, path],
+        [judges.tool("thin_check"), *options, path],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         stdin=subprocess.DEVNULL,
         text=True,
-        env={**os.environ, "PATH": search},
     )
     return done.returncode, done.stdout

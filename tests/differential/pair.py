@@ -5,7 +5,6 @@ and told as a script with its variant and seed.
 """
 
 import contextlib
-import os
 import shutil
 import subprocess
 from collections.abc import Iterator, Sequence
@@ -17,7 +16,7 @@ from typing import Final
 import trio
 import trio.testing
 
-from kernel_backend import differential
+from kernel_backend import differential, judges
 from kernel_backend.batch import Operation, Outcome
 from kernel_backend.block_io import pattern
 from kernel_backend.runner import Guest
@@ -31,7 +30,6 @@ from .model import contradictions
 from .variants import Variant
 
 IMAGES: Final = (1 << 30, 16 << 30, 1 << 30)  # metadata, data, origin
-SEARCH: Final = f"/usr/sbin:/sbin:{os.environ.get('PATH', '/usr/bin:/bin')}"
 _SHRINK_RUNS: Final = 400
 
 
@@ -54,13 +52,7 @@ def origin_content(variant: Variant) -> bytes:
 
 
 def thin_dump(path: str) -> str:
-    done = subprocess.run(
-        ["thin_dump", path],
-        capture_output=True,
-        text=True,
-        stdin=subprocess.DEVNULL,
-        env={**os.environ, "PATH": SEARCH},
-    )
+    done = subprocess.run([judges.tool("thin_dump"), path], capture_output=True, text=True, stdin=subprocess.DEVNULL)
     return done.stdout if done.returncode == 0 else f"thin_dump failed: {done.returncode}"
 
 

@@ -5,7 +5,7 @@ order of docs/reference/behaviour.md. `/dev/loopN` is the device 7:N, other path
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import trio
 
@@ -33,7 +33,6 @@ from thinfs.errors import (
     Busy,
     Exists,
     InvalidArgument,
-    IOFailed,
     NoSuchDevice,
     NoSuchThin,
     ThinfsError,
@@ -95,12 +94,16 @@ class FakeBackend:
 
     # -- the seam --------------------------------------------------------------------------------------------
 
-    async def create(self, name: str, table: str | None, *, uuid: str = "", read_only: bool = False) -> DeviceInfo:
+    async def create(
+        self, name: str, table: str | None, *, uuid: str = "", read_only: bool = False, minor: int | None = None
+    ) -> DeviceInfo:
         await self._called("create")
         if name in self.devices:
             raise Busy(f"{name}: a device of that name exists")
         minors = {device.minor for device in self.devices.values()}
-        minor = next(minor for minor in range(1 << 20) if minor not in minors)
+        if minor in minors:
+            raise NoSuchDevice(f"{name}: minor number {minor} is taken")
+        minor = next(free for free in range(1 << 20) if free not in minors) if minor is None else minor
         self.devices[name] = Device(name, uuid, minor, read_only)
         if table is not None:
             try:
@@ -154,6 +157,14 @@ class FakeBackend:
         self.devices = {new_name if key == name else key: value for key, value in self.devices.items()}
         device.name = new_name
 
+    async def set_uuid(self, name: str, uuid: str) -> None:
+        await self._called("set_uuid")
+        if any(device.uuid == uuid for device in self.devices.values()):
+            raise Busy(f"{name}: uuid {uuid} is in use")
+        if self._device(name).uuid:
+            raise InvalidArgument(f"{name}: its uuid cannot be changed")
+        self._device(name).uuid = uuid
+
     async def message(self, name: str, message: str, *, sector: int = 0) -> str:
         await self._called("message")
         device = self._device(name)
@@ -195,10 +206,11 @@ class FakeBackend:
                 pool.held_root = None
         return ""
 
-    async def status(self, name: str, *, noflush: bool = False) -> str:
+    async def status(self, name: str, *, noflush: bool = False, inactive: bool = False) -> str:
         await self._called("status")
         device = self._device(name)
-        return "\n".join(self._status_line(device, line) for line in (device.live.lines if device.live else ()))
+        table = device.inactive if inactive else device.live
+        return "\n".join(self._status_line(device, line) for line in (table.lines if table else ()))
 
     async def table(self, name: str, *, inactive: bool = False) -> str:
         await self._called("table")
@@ -206,9 +218,13 @@ class FakeBackend:
         table = device.inactive if inactive else device.live
         return "\n".join(map(str, table.lines)) if table else ""
 
-    async def info(self, name: str) -> DeviceInfo:
+    async def info(self, name: str, *, inactive: bool = False) -> DeviceInfo:
         await self._called("info")
-        return self._info(self._device(name))
+        device = self._device(name)
+        info = self._info(device)
+        if inactive:
+            return replace(info, target_count=len(device.inactive.lines) if device.inactive else 0)
+        return info
 
     async def wait(self, name: str, event_nr: int) -> DeviceInfo:
         await self._called("wait")
@@ -363,8 +379,9 @@ class FakeOpenDevice:
 
     async def read(self, offset: int, length: int) -> bytes:
         await trio.lowlevel.checkpoint()
-        if offset + length > self.size_bytes:
-            raise IOFailed(f"{self._device.name}: bytes {offset}..{offset + length} are past its end")
+        length = max(0, min(length, self.size_bytes - offset))  # short at the end, as a block device reads
+        if not self._data:
+            return bytes(length)
         return bytes(self._data.get(position, 0) for position in range(offset, offset + length))
 
     async def write(self, offset: int, data: bytes) -> None:

@@ -1,7 +1,6 @@
 """What `thinfs docker list` knows of a directory: whose each thin is, what it takes, what does not fit."""
 
 import json
-import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
@@ -9,6 +8,7 @@ import pytest
 
 from tests.docker import crashes
 from tests.docker.crashes import CREATIONS, DELETIONS, INCONSISTENCIES, NEW_HASH, digests
+from tests.thin_tools import answer
 from thinfs.cli.docker import main
 from thinfs.docker.directory import read_docker_directory
 from thinfs.docker.pool import Inventory, Kind, Row, find_device, take_inventory
@@ -48,13 +48,7 @@ def test_a_container_s_device_is_the_one_docker_inspect_shows(docker: Path) -> N
 
 def test_used_and_exclusive_blocks_are_thin_ls_s(docker: Path) -> None:
     fields = "DEV,MAPPED_BLOCKS,EXCLUSIVE_BLOCKS"
-    run = subprocess.run(
-        ["/usr/sbin/thin_ls", "--no-headers", "-o", fields, crashes.metadata_file(docker)],
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        check=True,
-    )
+    run = answer("thin_ls", "--no-headers", "-o", fields, crashes.metadata_file(docker))
     rows = [(row.device_id, row.usage) for row in inventory(docker).rows]
     ours = [(dev_id, usage.mapped_blocks, usage.exclusive_blocks) for dev_id, usage in rows if usage is not None]
     assert ours == [tuple(map(int, line.split())) for line in run.stdout.splitlines()]

@@ -12,7 +12,6 @@ import pytest
 
 from kernel_backend import uml
 from kernel_backend.channel import GuestFailed
-from kernel_backend.get_uml612 import SetUpFailed, fetch
 from kernel_backend.runner import MIB, Guest
 
 CHECKOUT = Path(__file__).parents[2]
@@ -154,7 +153,7 @@ def test_an_image_that_is_not_there_ends_in_an_error_that_names_it(kernel: uml.G
 
 def test_a_kernel_that_is_not_there_says_how_to_get_it(tmp_path: Path) -> None:
     absent = uml.GuestKernel("6.12", "./linux", "/nowhere", directory=str(tmp_path))
-    with pytest.raises(FileNotFoundError, match=r"run python3 -m kernel_backend\.get_uml612"):
+    with pytest.raises(FileNotFoundError, match=r"run python3 -m kernel_backend\.fetch kernel-6\.12"):
         Guest(absent)
 
 
@@ -166,24 +165,6 @@ def test_what_a_runner_killed_during_the_boot_left_is_removed_by_the_next(
     (tmp_path / "another").mkdir()
     uml.remove_leftovers()
     assert [path.name for path in tmp_path.iterdir()] == ["another"]
-
-
-def test_a_present_kernel_is_not_fetched_again(kernel: uml.GuestKernel, tmp_path: Path) -> None:
-    if kernel.directory is None:
-        pytest.skip("this kernel is a package of the system")
-    fetch(tmp_path / "target")
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_a_fetch_that_cannot_write_fails_in_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    absent = uml.GuestKernel("6.12", "./linux", "/nowhere", directory=str(tmp_path))
-    monkeypatch.setattr("kernel_backend.get_uml612.KERNEL_6_12", absent)
-    (tmp_path / "file").write_text("")
-    if not os.access("/usr/share/keyrings/debian-archive-keyring.gpg", os.R_OK):
-        pytest.skip("no Debian keyring on this machine")
-    with pytest.raises(SetUpFailed) as caught:
-        fetch(tmp_path / "file" / "uml612")
-    assert "\n" not in str(caught.value)
 
 
 def test_an_ordinary_user_runs_guests(kernel: uml.GuestKernel) -> None:

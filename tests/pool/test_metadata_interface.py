@@ -1,8 +1,6 @@
 """What PoolMetadata promises its pool: errors and their words, modes, thresholds, commits, a real Docker pool."""
 
 import re
-import shutil
-import subprocess
 import tarfile
 from collections.abc import Callable
 from dataclasses import replace
@@ -11,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.pool.metadata_image import all_mappings, commit, copy_of, new_pool, thin_check
+from tests.thin_tools import answer
 from thinfs.blockdev import FileDevice, MemoryDevice
 from thinfs.errors import (
     BadMetadata,
@@ -315,14 +314,11 @@ def test_a_snapshot_shares_until_either_side_is_written() -> None:
 
 
 def test_the_metadata_of_a_pool_that_docker_made_reads_as_thin_dump_says(tmp_path: Path) -> None:
-    program = shutil.which("thin_dump") or shutil.which("thin_dump", path="/usr/sbin:/sbin")
-    if program is None:
-        pytest.skip("thin_dump (thin-provisioning-tools) is not installed")
     with tarfile.open(DOCKER_POOL) as archive:
         member = archive.extractfile("devicemapper/devicemapper/metadata")
         assert member is not None
         (tmp_path / "metadata").write_bytes(member.read())
-    xml = subprocess.run([program, str(tmp_path / "metadata")], capture_output=True, text=True, check=True).stdout
+    xml = answer("thin_dump", tmp_path / "metadata").stdout
     wanted: dict[int, dict[int, int]] = {}
     details: dict[int, tuple[int, ...]] = {}
     for line in xml.splitlines():

@@ -11,7 +11,7 @@ import pytest
 import trio
 
 from tests.dm.fake_backend import FakeBackend
-from thinfs.server.server import ControlServer, bind, serve_control
+from thinfs.server.server import ControlServer, bind, serve_connections
 
 __all__ = ["Client", "Running", "running"]
 
@@ -56,7 +56,7 @@ async def running(tmp_path: Path, nursery: trio.Nursery) -> AsyncIterator[Runnin
     backend = FakeBackend()
     server = ControlServer(backend, "/run/thinfs")
     path = f"{tmp_path}/s"
-    await nursery.start(serve_control, server, bind(path))
+    await nursery.start(serve_connections, server.handle, bind(path))
     async with AsyncExitStack() as stack:
         yield Running(backend, server, path, stack)
     nursery.cancel_scope.cancel()

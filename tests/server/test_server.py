@@ -1,6 +1,8 @@
 """The control server on its socket: the protocol, and clients that are slow, wrong or gone."""
 
+import base64
 import json
+import logging
 import os
 import stat
 
@@ -11,8 +13,9 @@ import trio.testing
 from tests.dm.fake_backend import FakeBackend
 from tests.server.conftest import Running
 from thinfs.errors import Busy, InvalidArgument
-from thinfs.server.client import connect
-from thinfs.server.protocol import MAX_LINE_BYTES
+from thinfs.server.client import connect, open_control_client
+from thinfs.server.daemon import log_formatter
+from thinfs.server.protocol import MAX_LINE_BYTES, PIECE_BYTES
 from thinfs.server.server import bind
 
 pytestmark = pytest.mark.trio
@@ -48,6 +51,22 @@ async def test_a_refusal_is_answered_with_its_errno_and_reason(running: Running)
         ('{"call": "info", "args": []}', "info: args is not an object"),
         ('{"call": "read", "args": {"handle": 3, "offset": 0, "length": 1}}', "handle 3: not open"),
         ('{"call": "dmsetup", "args": {"argv": [1]}}', "argv is not a list of strings"),
+        ("[" * 100_000, "nested too deeply"),
+        ('{"call": {"a": 1}}', "unknown call: {'a': 1}"),
+        ('{"call": "' + "x" * 1000 + '"}', "unknown call: 'xxx"),
+        ('{"call": "info", "args": {"name": "a\\u0000b"}}', "info: argument name has a NUL in it: 'a\\x00b'"),
+        ('{"call": "info", "args": {"name": "\\ud800"}}', "info: argument name is no text: '\\ud800'"),
+        ('{"call": "dmsetup", "args": {"argv": ["ls", "\\ud800"]}}', "argv is no text"),
+        ('{"call": "dmsetup", "args": {"argv": ["ls"], "cwd": "\\u0000"}}', "cwd has a NUL"),
+        ('{"call": "message", "args": {"name": "x", "message": "m", "sector": -1}}', "sector is not from 0 to"),
+        ('{"call": "wait", "args": {"name": "x", "event_nr": 4294967296}}', "event_nr is not from 0 to 4294967295"),
+        ('{"call": "read", "args": {"handle": -1, "offset": 0, "length": 1}}', "handle is not from 0"),
+        ('{"call": "read", "args": {"handle": 1, "offset": -512, "length": 1}}', "offset is not from 0"),
+        ('{"call": "read", "args": {"handle": 1, "offset": 0, "length": -1}}', "length is not from 0"),
+        ('{"call": "write", "args": {"handle": 1, "offset": -512, "data": ""}}', "offset is not from 0"),
+        ('{"call": "discard", "args": {"handle": 1, "offset": 0, "length": 9223372036854775808}}', "length is not"),
+        ('{"call": "read", "args": {"handle": 1, "offset": 1e3, "length": 1}}', "offset is not a int"),
+        ('{"call": "read", "args": {"handle": true, "offset": 0, "length": 1}}', "handle is not a int"),
     ],
 )
 async def test_a_malformed_call_is_refused_and_the_connection_goes_on(running: Running, line: str, reason: str) -> None:
@@ -57,6 +76,42 @@ async def test_a_malformed_call_is_refused_and_the_connection_goes_on(running: R
     assert answer["error"] == 22
     assert reason in answer["message"]
     assert await client.ask("list") == {"ok": []}
+
+
+async def test_a_long_read_is_answered_in_pieces(running: Running) -> None:
+    await running.backend.create("x", f"0 {6 * PIECE_BYTES // 512} error")
+    client = await running.client()
+    handle = (await client.ask("open", name="x"))["ok"]["handle"]
+    piece = base64.b64encode(bytes(PIECE_BYTES)).decode()
+    assert await client.ask("read", handle=handle, offset=0, length=1 << 40) == {"data": piece}
+    for _ in range(5):
+        assert await client.line() == {"data": piece}
+    assert await client.line() == {"ok": {"size_bytes": 6 * PIECE_BYTES, "data": ""}}
+    async with open_control_client(running.path) as remote:
+        device = await remote.open("x")
+        for length in (0, 1, PIECE_BYTES, PIECE_BYTES + 1, 5 * PIECE_BYTES + 7):
+            assert await device.read(512, length) == bytes(length)
+        await device.aclose()
+
+
+async def test_what_a_client_says_forges_no_line_of_the_log(running: Running, caplog: pytest.LogCaptureFixture) -> None:
+    client = await running.client()
+    forged = "x\ntime=2026-01-01 level=INFO all is well\x1b[31m\u2028time=2026"
+    await client.ask("info", name=forged)
+    await client.ask("dmsetup", argv=["message", forged, "0", "y" * 1_000_000])
+    await client.line()
+    try:
+        raise ValueError(forged)
+    except ValueError:
+        logging.getLogger("thinfs").exception("a bug with %s", forged)
+    formatter = log_formatter()
+    for record in caplog.records:
+        record.exc_text = None  # as another formatter wrote it
+        lines = formatter.format(record).splitlines()
+        assert lines[0].startswith("time=")
+        assert all(line.startswith("    ") for line in lines[1:])
+        assert all(len(line) < 5000 and line.isprintable() for line in lines)
+    assert len(caplog.records) >= 3
 
 
 async def test_an_endless_line_ends_its_connection_only(running: Running) -> None:

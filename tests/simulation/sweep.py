@@ -45,7 +45,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0, help="of the first history")
     parser.add_argument("--jobs", type=int, default=2)
     wanted = parser.parse_args()
-    print("external checkers:", ", ".join(f"{path} {version_of(path)}" for path in thin_checks()) or "none")
+    print("external checkers:", ", ".join(f"{path} {version_of(path)}" for path in thin_checks()))
     print(f"seeds {wanted.seed} to {wanted.seed + wanted.histories - 1}")
     start, nr_failures, totals = time.monotonic(), 0, dict[str, Counter[str]]()
     with ProcessPoolExecutor(wanted.jobs) as processes:

@@ -1,6 +1,5 @@
 """EIO at every call of a history, and the kernel's answers to single ones (docs/reference/behaviour.md, 5 and 6.1)."""
 
-import subprocess
 from pathlib import Path
 
 import pytest
@@ -12,7 +11,7 @@ from tests.simulation.history import BLOCK_SECTORS, DATA, METADATA, History, sta
 from tests.simulation.metadata_check import MetadataCheck
 from tests.simulation.power_cut import write_image
 from tests.simulation.recording import Call, Fault, Image
-from tests.thin_tools import thin_check_0, thin_checks
+from tests.thin_tools import answer, thin_checks
 from thinfs.bio import Bio, Op
 from thinfs.errors import IOFailed, ThinfsError
 from thinfs.pool.modes import PoolMode
@@ -186,9 +185,6 @@ def test_a_message_that_fails_half_way_is_aborted(monkeypatch: pytest.MonkeyPatc
 
 
 def test_needs_check_is_cleared_as_thin_check_clears_it(tmp_path: Path) -> None:
-    program = thin_check_0()
-    if program is None:
-        pytest.skip("thin_check (thin-provisioning-tools) is not installed")
     faulty = Faulty()
     assert faulty.write(faulty.thin, BLOCK_SECTORS * 512, b"b" * 512) is None
     faulty.fail(METADATA, Call.WRITE)
@@ -196,7 +192,7 @@ def test_needs_check_is_cleared_as_thin_check_clears_it(tmp_path: Path) -> None:
     faulty.repair()
     image, data = faulty.images()
     write_image(image, tmp_path / "image")
-    subprocess.run([program, "--clear-needs-check-flag", tmp_path / "image"], check=True, capture_output=True)
+    assert answer("thin_check", "--clear-needs-check-flag", tmp_path / "image").returncode == 0
     clear_needs_check(image)
     assert (tmp_path / "image").read_bytes()[:4096] == image.chunk(0)
     assert start_pool(image, data, fresh(faulty.history.binding), lambda: 0.0).mode is PoolMode.WRITE

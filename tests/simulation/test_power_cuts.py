@@ -9,7 +9,7 @@ from tests.simulation.content_model import BLOCK_BYTES, ThinModel
 from tests.simulation.history import DATA, METADATA, History, Shape
 from tests.simulation.power_cut import ExternalChecks, PowerCuts, run_history
 from tests.simulation.recording import Call, Image, RecordingDevice
-from tests.thin_tools import thin_check_0, thin_check_1, thin_checks
+from tests.thin_tools import thin_checks
 from thinfs.bio import Bio, Op, Submits
 from thinfs.dm.table import Feature
 from thinfs.persistent import space_map
@@ -23,8 +23,6 @@ NR_STEPS = 50
 
 @pytest.mark.parametrize("seed", range(1000, 1014))
 def test_after_any_power_cut_the_pool_opens_and_holds_all_that_was_acknowledged(seed: int, tmp_path: Path) -> None:
-    if thin_check_0() is None or thin_check_1() is None:
-        pytest.skip(f"thin_check of both versions is needed, there is {thin_checks()}: make setup")
     cuts = run_history(seed, NR_STEPS, thin_checks(), tmp_path)
     print(f"seed {seed}", *(f"{count} {name}" for name, count in cuts.counts.items()), sep="\n")
     assert cuts.failures == []

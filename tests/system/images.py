@@ -1,7 +1,6 @@
-"""Pool files for the tests of the whole, and the judgement of the kernel's own tool on them."""
+"""Pool files for the tests of the whole."""
 
 import os
-import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,8 +22,3 @@ def make_pool(directory: Path, *, data_bytes: int, metadata_bytes: int) -> PoolF
         with path.open("wb") as file:
             file.truncate(size)
     return pool
-
-
-def thin_check(metadata: Path | str) -> None:
-    done = subprocess.run(["thin_check", str(metadata)], capture_output=True, text=True)
-    assert done.returncode == 0, f"{done.stdout}{done.stderr}"

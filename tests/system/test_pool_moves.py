@@ -9,7 +9,8 @@ import trio
 from kernel_backend.block_io import digest, pattern
 from kernel_backend.runner import Guest
 from kernel_backend.uml import KERNEL_6_1
-from tests.system.images import PoolFiles, make_pool, thin_check
+from tests.system.images import PoolFiles, make_pool
+from tests.thin_tools import accepted
 from thinfs.userspace.devices import open_device_mapper
 
 MIB = 1 << 20
@@ -39,7 +40,7 @@ def test_a_kernel_activates_the_pool_the_demo_left_and_reads_the_same_files(tmp_
         assert guest.shell("umount /run/base /run/snap").returncode == 0
         for name in ("base", "snap", "p"):
             guest.remove(name)
-    thin_check(tmp_path / "meta.data.img")
+    accepted(tmp_path / "meta.data.img")
 
 
 def _use_in_the_kernel(pool: PoolFiles) -> dict[str, str]:
@@ -83,4 +84,4 @@ async def test_thinfs_activates_a_pool_that_a_kernel_made_and_reads_the_same_byt
             await device.write(10 * MIB, pattern(3, MIB))
             await device.flush()
             await device.aclose()
-    thin_check(pool.metadata)
+    accepted(pool.metadata)

@@ -1,6 +1,5 @@
 """Metadata files with a history: of random operations by a seed, or brought about on purpose."""
 
-import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -74,12 +73,6 @@ def random_pool(path: Path, seed: int, *, steps: int = 250, metadata_snapshot: b
                 drive(metadata.reserve_metadata_snap())
         metadata.set_transaction_id(0, 7)
     return path
-
-
-def answer(*command: str | Path) -> subprocess.CompletedProcess[str]:
-    """Of a program of thin-provisioning-tools."""
-    program = f"/usr/sbin/{command[0]}"
-    return subprocess.run([program, *command[1:]], stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=60)
 
 
 Change = Callable[[PoolMetadata], object]

@@ -11,7 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.tools.pools import answer, changing, make_pool, write
+from tests.thin_tools import answer
+from tests.tools.pools import changing, make_pool, write
 from thinfs.blockdev import FileDevice
 from thinfs.cli.main import run
 from thinfs.ondisk.btree_node import BtreeNode

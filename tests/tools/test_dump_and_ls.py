@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.tools.pools import answer, changing, make_pool
+from tests.thin_tools import answer
+from tests.tools.pools import changing, make_pool
 from thinfs.blockdev import FileDevice
 from thinfs.cli.main import run
 from thinfs.tools.listing import FIELDS

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.tools.pools import answer
+from tests.thin_tools import answer
 from thinfs.cli.main import run
 
 LETTERS = "bskKmMgGtTpPeE"

@@ -113,6 +113,7 @@ class Nodes:
         self._loops: dict[str, LoopDevice] = {}
         self._devices: dict[str, NamedDevice] = {}
         self._frozen: dict[str, _Freeze] = {}
+        self._going: set[NamedDevice] = set()  # removed when their last user lets go: till then one open, counted
 
     def close(self) -> None:
         """No call is made after it."""
@@ -156,11 +157,15 @@ class Nodes:
                 log.warning("%s: %s keeps its size: %s", device.name, attached.path, error)
 
     async def mounted(self) -> Collection[str]:
-        """The devices with a file system mounted on them."""
+        """The devices with a file system mounted on them whose use is not counted in another way."""
         if not self._loops:
             return ()
         numbers = await _in_thread(file_system.mounted_loops)
-        return {name for name, attached in self._loops.items() if attached.number in numbers}
+        return {
+            name
+            for name, attached in self._loops.items()
+            if attached.number in numbers and self._devices[name] not in self._going
+        }
 
     async def before_suspend(self, device: NamedDevice, *, lockfs: bool = True) -> None:
         """Freeze the file system on the loop device if there is one, else sync: as device-mapper's own suspend does.
@@ -218,13 +223,16 @@ class Nodes:
         except OSError as error:
             raise Busy(f"{device.name}: {attached.path} cannot be detached: {error.strerror}") from None
         del self._loops[device.name], self._devices[device.name]
+        self._going.discard(device)
         await _in_thread(self._unlink, device.name, attached)
 
     async def _detach(self, device: NamedDevice, attached: LoopDevice, *, deferred: bool) -> None:
         try:
             await self._call("detach", attached.number, deferred)
         except InUse as error:
-            if not deferred:
+            if deferred:
+                self._going.add(device)
+            else:
                 device.closed()
             raise Busy(f"{device.name}: {error}") from None
         except (OSError, trio.Cancelled):  # cancelled before it was begun, never within
@@ -255,6 +263,7 @@ class Nodes:
             await _in_thread(self._unlink, name, attached)
         self._loops.clear()
         self._devices.clear()
+        self._going.clear()
 
     async def clean_stale(self) -> None:
         """Before the first device: the loop devices and links that a server of this directory left."""

@@ -20,6 +20,8 @@ except ImportError:  # an interpreter without the accelerators
     from json.decoder import scanstring  # type: ignore[attr-defined,no-redef]
     from json.encoder import encode_basestring_ascii as quote
 
+_MAX_FILE_BYTES = 2 << 20  # its text, quoted, is a line of the protocol
+_EFBIG = 27
 _OUT, _ERR, _OK, _NEED = b'{"out": ', b'{"err": ', b'{"ok": ', b'{"need": '
 
 
@@ -29,10 +31,19 @@ def main() -> None:
         status = run(sys.argv[1:])
     except KeyboardInterrupt:
         status = 130
-    except BrokenPipeError:
-        status = 141
+    except _Unprinted as error:
+        status = 1 if error.why else 141
+        if error.why:
+            _fail(f"thinfs: standard output: {error.why}")
     # Nothing is buffered: tearing the interpreter down would only cost time.
     os._exit(status)
+
+
+class _Unprinted(Exception):
+    """The output is full, or gone: why, but "" for a pipe that nobody reads."""
+
+    def __init__(self, error: OSError) -> None:
+        self.why = "" if isinstance(error, BrokenPipeError) else str(error.strerror)
 
 
 def run(argv: list[str]) -> int:
@@ -69,9 +80,11 @@ def _connected(directory: str) -> _socket.socket:
     connection = _socket.socket(_socket.AF_UNIX, _socket.SOCK_STREAM)
     try:
         connection.connect(address)
+        check_listener(connection.getsockopt(*CREDENTIALS), address)
     except OSError as error:
-        raise OSError(error.errno, f"{address}: {error.strerror or error}") from None
-    check_listener(connection.getsockopt(*CREDENTIALS), address)
+        connection.close()
+        text = error.strerror or str(error)
+        raise OSError(error.errno, text if text.startswith(address) else f"{address}: {text}") from None
     return connection
 
 
@@ -121,8 +134,11 @@ def _string(line: bytes, start: int) -> str:
 
 def _print(descriptor: int, line: bytes, start: int) -> None:
     data = _string(line, start).encode("utf-8", "surrogateescape")
-    while data:
-        data = data[os.write(descriptor, data) :]
+    try:
+        while data:
+            data = data[os.write(descriptor, data) :]
+    except OSError as error:
+        raise _Unprinted(error) from None
 
 
 def _file(line: bytes, argv: list[str]) -> str:
@@ -135,16 +151,22 @@ def _file(line: bytes, argv: list[str]) -> str:
             if path not in argv and not any(word[:2] == "--" and word.partition("=")[2] == path for word in argv):
                 raise PermissionError(1, f"{path}: the server asks for a file that was not named to it")
             descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-        parts = []
+        parts, left = [], _MAX_FILE_BYTES
         while part := os.read(descriptor, 65536):
             parts.append(part)
+            left -= len(part)
+            if left < 0:
+                raise OSError(_EFBIG, f"larger than {_MAX_FILE_BYTES} bytes")
     except OSError as error:
         return f'{{"error": {error.errno}, "message": {quote(str(error.strerror))}}}\n'
     return f'{{"text": {quote(b"".join(parts).decode("utf-8", "surrogateescape"))}}}\n'
 
 
 def _fail(text: str) -> int:
-    os.write(2, f"{text}\nCommand failed.\n".encode("utf-8", "surrogateescape"))
+    try:  # noqa: SIM105  # to import contextlib takes time
+        os.write(2, f"{text}\nCommand failed.\n".encode("utf-8", "surrogateescape"))
+    except OSError:
+        pass  # nobody can be told
     return 1
 
 

@@ -16,6 +16,7 @@ from thinfs.docker.pool import Inventory, Row, find_device, take_inventory
 from thinfs.docker.roll_back import roll_back
 from thinfs.docker.snapshot import remove_snapshot, take_snapshot
 from thinfs.errors import ThinfsError, from_oserror
+from thinfs.plain_text import plain
 
 _NAMES_SHOWN = 2
 _UNITS = ("B", "KiB", "MiB", "GiB", "TiB", "PiB")
@@ -27,12 +28,12 @@ def main(arguments: Sequence[str]) -> int:
     try:
         return run(options)
     except ThinfsError as error:
-        print(f"thinfs docker {options.command}: {error}", file=sys.stderr)
+        print(plain(f"thinfs docker {options.command}: {error}"), file=sys.stderr)
     except BrokenPipeError:
         sys.stderr.close()  # nothing more to say to anybody, not even at exit
         return 141
     except OSError as error:
-        print(f"thinfs docker {options.command}: {from_oserror(error, str(error.filename))}", file=sys.stderr)
+        print(plain(f"thinfs docker {options.command}: {from_oserror(error, str(error.filename))}"), file=sys.stderr)
     return 1
 
 
@@ -85,21 +86,21 @@ def _snapshot(options: argparse.Namespace) -> int:
 
 
 def _remove(options: argparse.Namespace) -> int:
-    print(remove_snapshot(_read(options), options.snapshot))
+    print(plain(remove_snapshot(_read(options), options.snapshot)))
     return 0
 
 
 def _mount(options: argparse.Namespace) -> int:
     from thinfs.cli.docker_mount import mount
 
-    print(mount(_read(options), options.container, options.mountpoint.resolve(), writable=options.rw))
+    print(plain(mount(_read(options), options.container, options.mountpoint.resolve(), writable=options.rw)))
     return 0
 
 
 def _umount(options: argparse.Namespace) -> int:
     from thinfs.cli.docker_mount import unmount
 
-    print(f"{options.mountpoint}: unmounted, {unmount(options.mountpoint.resolve())}")
+    print(plain(f"{options.mountpoint}: unmounted, {unmount(options.mountpoint.resolve())}"))
     return 0
 
 
@@ -111,7 +112,7 @@ def _roll_back(options: argparse.Namespace) -> int:
 
 def _list(options: argparse.Namespace) -> int:
     inventory = take_inventory(_read(options))
-    print(json.dumps(_document(inventory), indent=2) if options.json else "\n".join(_lines(inventory)))
+    print(json.dumps(_document(inventory), indent=2) if options.json else "\n".join(map(plain, _lines(inventory))))
     return 0
 
 
@@ -121,8 +122,9 @@ def _list(options: argparse.Namespace) -> int:
 def _lines(inventory: Inventory) -> Iterable[str]:
     superblock, block = inventory.superblock, inventory.data_block_bytes
     yield (
-        f"pool: {_size(inventory.nr_used_data_blocks * block)} used of {_size(inventory.nr_data_blocks * block)}, "
-        f"blocks of {_size(block)}, {len([row for row in inventory.rows if row.usage])} devices"
+        f"pool: {size_text(inventory.nr_used_data_blocks * block)} used of "
+        f"{size_text(inventory.nr_data_blocks * block)}, blocks of {size_text(block)}, "
+        f"{len([row for row in inventory.rows if row.usage])} devices"
     )
     yield f"transaction: {superblock.trans_id}, {'one not finished' if inventory.pending else 'finished'}"
     if inventory.in_use_by:
@@ -130,11 +132,11 @@ def _lines(inventory: Inventory) -> Iterable[str]:
     table = [("DEVICE", "KIND", "SIZE", "USED", "EXCLUSIVE", "NAME")]
     for row in inventory.rows:
         used, exclusive = (
-            (_size(row.usage.mapped_blocks * block), _size(row.usage.exclusive_blocks * block))
+            (size_text(row.usage.mapped_blocks * block), size_text(row.usage.exclusive_blocks * block))
             if row.usage
             else ("-", "-")
         )
-        size = "-" if row.size_bytes is None else _size(row.size_bytes)
+        size = "-" if row.size_bytes is None else size_text(row.size_bytes)
         table.append((str(row.device_id), row.kind, size, used, exclusive, " ".join([*_names(row), *_notes(row)])))
     widths = [max(len(line[i]) for line in table) for i in range(5)]
     for line in table:
@@ -165,7 +167,7 @@ def _notes(row: Row) -> Iterable[str]:
         yield "(not in the pool)"
 
 
-def _size(nr_bytes: int) -> str:
+def size_text(nr_bytes: int) -> str:
     value, unit = float(nr_bytes), 0
     while value >= 1024 and unit < len(_UNITS) - 1:
         value, unit = value / 1024, unit + 1

@@ -15,6 +15,7 @@ import trio
 
 from thinfs.blockdev import FileDevice
 from thinfs.cli.dmsetup import connect as connect_or_start
+from thinfs.dm.table import quote_word
 from thinfs.docker.directory import DockerDirectory
 from thinfs.docker.pool import find_device
 from thinfs.docker.snapshot import free_device_id, read_snapshots
@@ -38,6 +39,7 @@ def mount(docker: DockerDirectory, name: str, mountpoint: Path, *, writable: boo
         raise PermissionRefused(f"mount {mountpoint}: only root can mount")
     if not mountpoint.is_dir():
         raise InvalidArgument(f"{mountpoint}: not a directory")
+    docker.check_pool_files()
     directory = _server_directory()
     return trio.run(_mount, docker, name, mountpoint, writable, directory)
 
@@ -101,7 +103,7 @@ def _origin(docker: DockerDirectory, name: str, superblock: Superblock) -> tuple
 def _pool_table(docker: DockerDirectory, superblock: Superblock) -> str:
     """As Docker's; not longer than the pool is, so that it stays as large as it is."""
     length = superblock.data_space_map_root.nr_blocks * superblock.data_block_size
-    files = f"{docker.metadata_file.resolve()} {docker.data_file.resolve()}"
+    files = f"{quote_word(str(docker.metadata_file))} {quote_word(str(docker.data_file))}"
     return f"0 {length} thin-pool {files} {superblock.data_block_size} 32768 1 skip_block_zeroing"
 
 
@@ -119,7 +121,8 @@ async def _create_snap(server: ControlClient, pool: str, device_id: int, origin:
 
 def _run_mount(docker: DockerDirectory, file: str, thin: str, mountpoint: Path, writable: bool) -> None:
     device = f"/dev/mapper/{thin}"
-    options = ["rw" if writable else "ro"]
+    # A stranger's files: none of them gives its owner's rights away, or is a device of this machine.
+    options = ["rw" if writable else "ro", "nosuid", "nodev"]
     if docker.file_system == "xfs":
         options.append("nouuid")  # the container itself may be mounted, and has the same
     if not os.path.exists(device):

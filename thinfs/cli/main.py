@@ -19,7 +19,9 @@ COMMANDS: Mapping[str, Command] = {
     "serve": Command("thinfs.cli.serve", "serve", "start the device-mapper process"),
     "stop": Command("thinfs.cli.serve", "stop", "remove the devices and end it"),
     "dmsetup": Command("thinfs.cli.dmsetup", "run", "the commands of dmsetup; `thinfs dmsetup help` lists them"),
+    "run": Command("thinfs.cli.run", "run", "run LVM, dockerd, the real dmsetup and their like on this server"),
     "docker": Command("thinfs.cli.docker", "main", "a directory of Docker's devicemapper driver"),
+    "lvm": Command("thinfs.cli.lvm", "main", "the volumes on LVM disks, without LVM and without root"),
     "check": Command("thinfs.cli.tools", "check", "check a pool's metadata"),
     "dump": Command("thinfs.cli.tools", "dump", "a pool's metadata as XML or text"),
     "ls": Command("thinfs.cli.tools", "ls", "the thins of a pool"),
@@ -62,7 +64,42 @@ def main() -> None:
     words = sys.argv[1:]
     if os.path.basename(sys.argv[0]) == "dmsetup":
         words = ["dmsetup", *words]
-    sys.exit(run(words))
+    sys.exit(to_the_end(" ".join(["thinfs", *words[:1]]), lambda: run(words)))
+
+
+def to_the_end(name: str, command: Callable[[], int]) -> int:
+    """The exit status of a command, its output written; in one line an interrupt (130) and an output that is full or
+    gone (1; 141 and no line for a pipe that nobody reads)."""
+    try:
+        try:
+            status = command()
+        except SystemExit as end:  # argparse
+            status = end.code if isinstance(end.code, int) else 0 if end.code is None else 1
+        if sys.stdout is not None:
+            sys.stdout.flush()
+        return status
+    except KeyboardInterrupt:
+        return _ended(f"{name}: interrupted", 130)
+    except BaseExceptionGroup as group:  # of trio's nurseries
+        if group.subgroup(KeyboardInterrupt) is None:
+            raise
+        return _ended(f"{name}: interrupted", 130)
+    except BrokenPipeError:
+        return _ended("", 141)
+    except OSError as error:
+        what = "standard output" if error.filename is None else error.filename
+        return _ended(f"{name}: {what}: {error.strerror or error}", 1)
+
+
+def _ended(line: str, status: int) -> int:
+    null = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(null, 1)  # what is buffered has nowhere to go, and would say so at exit
+    try:
+        if line:
+            print(line, file=sys.stderr, flush=True)
+    except OSError:
+        os.dup2(null, 2)
+    return status
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """`thinfs serve` and `thinfs stop`: the server process from its operator's side. One line for each refusal."""
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 from functools import partial
@@ -8,6 +9,7 @@ from functools import partial
 import trio
 
 from thinfs.errors import InvalidArgument, ThinfsError, from_oserror
+from thinfs.ioctl.environment import without_library
 from thinfs.server import paths
 from thinfs.server.client import connect
 from thinfs.server.daemon import (
@@ -21,16 +23,16 @@ from thinfs.server.daemon import (
 )
 
 
-def _mount_option(parser: argparse.ArgumentParser) -> None:
+def mount_option(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--mount",
         metavar="DIR",
-        help="where the devices are files; DIR.sock, DIR.lock and DIR.log lie beside it (default: THINFS_MOUNT, else "
-        "/run/thinfs for root, $XDG_RUNTIME_DIR/thinfs for others)",
+        help="where the devices are files; DIR.sock, DIR.ioctl.sock, DIR.lock and DIR.log lie beside it (default: "
+        "THINFS_MOUNT, else /run/thinfs for root, $XDG_RUNTIME_DIR/thinfs for others)",
     )
 
 
-def _directory(given: str | None) -> str:
+def directory_of(given: str | None) -> str:
     try:
         return paths.mount_dir(given)
     except OSError as error:
@@ -39,7 +41,7 @@ def _directory(given: str | None) -> str:
 
 def serve(arguments: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(prog="thinfs serve", description="The device-mapper process.")
-    _mount_option(parser)
+    mount_option(parser)
     parser.add_argument(
         "--backend",
         choices=("userspace", "kernel"),
@@ -55,12 +57,21 @@ def serve(arguments: Sequence[str]) -> int:
     parser.add_argument("--if-needed", action="store_true", help="no error if a server is there already")
     options = parser.parse_args(arguments)
     try:
-        directory = _directory(options.mount)
+        directory = directory_of(options.mount)
+        if options.backend == "userspace":
+            _leave_preload()
         assembly = _assembly(options.backend, native=not options.no_native)
         return _serve(directory, assembly, foreground=options.foreground, if_needed=options.if_needed)
     except ThinfsError as error:
         print(f"thinfs serve: {error}", file=sys.stderr)
         return 1
+
+
+def _leave_preload() -> None:
+    """Started by a program under `thinfs run`: the server itself must see the machine as it is."""
+    others = without_library(os.environ.get("LD_PRELOAD", ""))
+    if others is not None:
+        os.execve(sys.executable, sys.orig_argv, {**os.environ, "LD_PRELOAD": others})
 
 
 def _assembly(backend: str, *, native: bool) -> Assembly:
@@ -94,11 +105,11 @@ def stop(arguments: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(
         prog="thinfs stop", description="Remove the devices, unmount, end the server. Refused while devices are open."
     )
-    _mount_option(parser)
+    mount_option(parser)
     parser.add_argument("--force", action="store_true", help="even while devices are open: their I/O fails then")
     options = parser.parse_args(arguments)
     try:
-        directory = _directory(options.mount)
+        directory = directory_of(options.mount)
         if not answers(directory):
             print(f"thinfs stop: {directory}: no server", file=sys.stderr)
             return 1

@@ -21,7 +21,7 @@ class DeviceInfo:
     minor: int
     open_count: int
     event_nr: int
-    target_count: int  # of the live table
+    target_count: int  # of the live table, unless the inactive one was asked for
     suspended: bool
     read_only: bool
     live_table: bool
@@ -61,8 +61,13 @@ class OpenDevice(Protocol):
 class Backend(Protocol):
     """One device-mapper."""
 
-    async def create(self, name: str, table: str | None, *, uuid: str = "", read_only: bool = False) -> DeviceInfo:
-        """Create, load and resume; nothing is left behind on an error. With no table, create only."""
+    async def create(
+        self, name: str, table: str | None, *, uuid: str = "", read_only: bool = False, minor: int | None = None
+    ) -> DeviceInfo:
+        """Create, load and resume; nothing is left behind on an error. With no table, create only.
+
+        A minor number that is taken is NoSuchDevice (ENXIO), as the kernel answers.
+        """
 
     async def load(self, name: str, table: str, *, read_only: bool = False) -> None:
         """Put `table` into the inactive slot (DM_TABLE_LOAD; dmsetup's load and reload)."""
@@ -81,16 +86,20 @@ class Backend(Protocol):
 
     async def rename(self, name: str, new_name: str) -> None: ...
 
+    async def set_uuid(self, name: str, uuid: str) -> None:
+        """Of a device without one: InvalidArgument if it has one, Busy if another has this (dmsetup's --setuuid)."""
+
     async def message(self, name: str, message: str, *, sector: int = 0) -> str:
         """Send a target message (or dm's own `@cancel_deferred_remove`); the answer, usually empty."""
 
-    async def status(self, name: str, *, noflush: bool = False) -> str:
+    async def status(self, name: str, *, noflush: bool = False, inactive: bool = False) -> str:
         """Status lines, `start length target params`; commits a pool first unless noflush."""
 
     async def table(self, name: str, *, inactive: bool = False) -> str:
         """Table lines, `start length target params`."""
 
-    async def info(self, name: str) -> DeviceInfo: ...
+    async def info(self, name: str, *, inactive: bool = False) -> DeviceInfo:
+        """With `inactive`, `target_count` and `read_only` are those of the inactive table (0, False without one)."""
 
     async def wait(self, name: str, event_nr: int) -> DeviceInfo:
         """Return once the device's event number differs from `event_nr`."""

@@ -20,8 +20,10 @@ class ForwardingBackend(ABC):
     @abstractmethod
     async def open(self, name: str) -> OpenDevice: ...
 
-    async def create(self, name: str, table: str | None, *, uuid: str = "", read_only: bool = False) -> DeviceInfo:
-        return await self._pass_on("create", name=name, table=table, uuid=uuid, read_only=read_only)
+    async def create(
+        self, name: str, table: str | None, *, uuid: str = "", read_only: bool = False, minor: int | None = None
+    ) -> DeviceInfo:
+        return await self._pass_on("create", name=name, table=table, uuid=uuid, read_only=read_only, minor=minor)
 
     async def load(self, name: str, table: str, *, read_only: bool = False) -> None:
         await self._pass_on("load", name=name, table=table, read_only=read_only)
@@ -41,17 +43,20 @@ class ForwardingBackend(ABC):
     async def rename(self, name: str, new_name: str) -> None:
         await self._pass_on("rename", name=name, new_name=new_name)
 
+    async def set_uuid(self, name: str, uuid: str) -> None:
+        await self._pass_on("set_uuid", name=name, uuid=uuid)
+
     async def message(self, name: str, message: str, *, sector: int = 0) -> str:
         return await self._pass_on("message", name=name, message=message, sector=sector)
 
-    async def status(self, name: str, *, noflush: bool = False) -> str:
-        return await self._pass_on("status", name=name, noflush=noflush)
+    async def status(self, name: str, *, noflush: bool = False, inactive: bool = False) -> str:
+        return await self._pass_on("status", name=name, noflush=noflush, inactive=inactive)
 
     async def table(self, name: str, *, inactive: bool = False) -> str:
         return await self._pass_on("table", name=name, inactive=inactive)
 
-    async def info(self, name: str) -> DeviceInfo:
-        return await self._pass_on("info", name=name)
+    async def info(self, name: str, *, inactive: bool = False) -> DeviceInfo:
+        return await self._pass_on("info", name=name, inactive=inactive)
 
     async def wait(self, name: str, event_nr: int) -> DeviceInfo:
         return await self._pass_on("wait", name=name, event_nr=event_nr)

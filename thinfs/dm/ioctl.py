@@ -56,6 +56,7 @@ _NAME_END: Final = struct.Struct("<II")  # event_nr, flags; then the uuid
 _TARGET_VERSION: Final = struct.Struct("<4I")  # struct dm_target_versions: next, version[3]; then the name
 _SECTOR: Final = struct.Struct("<Q")  # struct dm_target_msg: sector; then the message
 _HAS_UUID, _HAS_NO_UUID = 1, 2
+LEAST_NAMES_ROOM: Final = 16  # sizeof(struct dm_name_list), for none too
 
 Number: TypeAlias = tuple[int, int]  # (major, minor)
 
@@ -277,18 +278,19 @@ def read_new_name(header: Header, raw: bytes | bytearray) -> str:
     return text
 
 
-def pack_table(text: str) -> tuple[int, bytes]:
-    """(target count, payload of DM_TABLE_STATUS): the last string's end is the payload's; `next` is aligned."""
-    out, end = b"", 0
+def pack_table(text: str) -> tuple[int, bytes, list[int]]:
+    """(target count, payload of DM_TABLE_STATUS, where it may be cut): after a string's end; `next` is aligned."""
+    out = b""
+    ends = []
     lines = text.split("\n") if text else []
     for line in lines:
         start, length, kind, params = [*line.split(" ", 3), ""][:4]
         body = to_bytes(params) + b"\0"
-        end = len(out) + _SPEC.size + len(body)
+        ends.append(len(out) + _SPEC.size + len(body))
         body += bytes(-(_SPEC.size + len(body)) % 8)
         following = len(out) + _SPEC.size + len(body)
         out += _SPEC.pack(int(start), int(length), 0, following, to_bytes(kind)) + body
-    return len(lines), out[:end]
+    return len(lines), out[: ends[-1] if ends else 0], ends
 
 
 def pack_names(entries: Sequence[NameEntry]) -> bytes:
@@ -318,17 +320,19 @@ def pack_deps(numbers: Sequence[Number]) -> bytes:
     return struct.pack(f"<II{len(numbers)}Q", len(numbers), 0, *map(encode_dev, numbers))
 
 
-def pack_answer(header: Header, payload: bytes | None, room: int, needed: int = 0) -> bytes:
-    """What is copied back into a buffer of `room` bytes; a payload that does not fit is left out: BUFFER_FULL.
-
-    `needed` is what the kernel counts for the payload where that is more than its length.
-    """
-    needed = max(needed, len(payload or b""))
+def pack_answer(
+    header: Header, payload: bytes | None, room: int, *, counted: int = 0, least_room: int = 0, cuts: Sequence[int] = ()
+) -> bytes:
+    """What is copied back into a buffer of `room` bytes. Of a payload that does not fit, what does up to one of the
+    `cuts`, and BUFFER_FULL. `counted` is the payload's size as the kernel counts it, where that is more than its
+    length, `least_room` what the kernel wants to have for it, where that is more."""
     if payload is None:
         return replace(header, data_size=SHORT_HEADER_BYTES).pack()[:SHORT_HEADER_BYTES]
     header = replace(header, data_start=HEADER_BYTES)
-    if HEADER_BYTES + needed > room:
-        header = replace(header, data_size=SHORT_HEADER_BYTES, flags=header.flags | BUFFER_FULL)
-        return header.pack()[:SHORT_HEADER_BYTES]
-    header = replace(header, data_size=HEADER_BYTES + needed)
-    return header.pack() + payload + bytes(needed - len(payload))
+    size = max(counted, len(payload))
+    if HEADER_BYTES + max(size, least_room) > room:
+        header = replace(header, flags=header.flags | BUFFER_FULL)
+        size = max((cut for cut in cuts if HEADER_BYTES + cut <= room), default=0)
+        if not size:
+            return replace(header, data_size=SHORT_HEADER_BYTES).pack()[:SHORT_HEADER_BYTES]
+    return replace(header, data_size=HEADER_BYTES + size).pack() + payload[:size].ljust(size, b"\0")

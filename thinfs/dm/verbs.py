@@ -18,12 +18,14 @@ REQUIRED: Final = ...
 
 @dataclass(frozen=True, slots=True)
 class Parameter:
-    """One with a default is given by keyword; a nullable one may be None, and left out where names are sent."""
+    """One with a default is given by keyword; a nullable one may be None, and left out where names are sent. A number
+    is from 0 to `highest`."""
 
     name: str
     kind: type
     default: Any = REQUIRED
     nullable: bool = False
+    highest: int = 0xFFFFFFFF
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,19 +74,28 @@ def _verb(answer: Answer, *parameters: Parameter) -> Verb:
 
 _NAME: Final = Parameter("name", str)
 _READ_ONLY: Final = Parameter("read_only", bool, False)
+_INACTIVE: Final = Parameter("inactive", bool, False)
 
 VERBS: Final[Mapping[str, Verb]] = {
-    "create": _verb(INFO, _NAME, Parameter("table", str, nullable=True), Parameter("uuid", str, ""), _READ_ONLY),
+    "create": _verb(
+        INFO,
+        _NAME,
+        Parameter("table", str, nullable=True),
+        Parameter("uuid", str, ""),
+        _READ_ONLY,
+        Parameter("minor", int, None, nullable=True),
+    ),
     "load": _verb(NOTHING, _NAME, Parameter("table", str), _READ_ONLY),
     "clear": _verb(NOTHING, _NAME),
     "suspend": _verb(NOTHING, _NAME, Parameter("noflush", bool, False), Parameter("lockfs", bool, True)),
     "resume": _verb(NOTHING, _NAME),
     "remove": _verb(NOTHING, _NAME, Parameter("deferred", bool, False)),
     "rename": _verb(NOTHING, _NAME, Parameter("new_name", str)),
-    "message": _verb(TEXT, _NAME, Parameter("message", str), Parameter("sector", int, 0)),
-    "status": _verb(TEXT, _NAME, Parameter("noflush", bool, False)),
-    "table": _verb(TEXT, _NAME, Parameter("inactive", bool, False)),
-    "info": _verb(INFO, _NAME),
+    "set_uuid": _verb(NOTHING, _NAME, Parameter("uuid", str)),
+    "message": _verb(TEXT, _NAME, Parameter("message", str), Parameter("sector", int, 0, highest=(1 << 64) - 1)),
+    "status": _verb(TEXT, _NAME, Parameter("noflush", bool, False), _INACTIVE),
+    "table": _verb(TEXT, _NAME, _INACTIVE),
+    "info": _verb(INFO, _NAME, _INACTIVE),
     "wait": _verb(INFO, _NAME, Parameter("event_nr", int)),
     "deps": _verb(NUMBERS, _NAME),
     "list": _verb(INFOS),

@@ -4,14 +4,15 @@ Promises: reads only; a file that is missing, half written or not what it should
 what is wrong, never an end of the reading. Never: opens the pool, follows what a file says outside the directory.
 """
 
-import json
+import os
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from hashlib import sha256
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
-from thinfs.errors import BackingMissing
+from thinfs.docker.reading import checked_name, open_inside, parse_json, read_inside
+from thinfs.errors import BackingMissing, InvalidArgument
 from thinfs.units import MAX_DEV_ID
 
 TRANSACTION_FILE: Final = "transaction-metadata"
@@ -87,6 +88,33 @@ class DockerDirectory:
     def data_file(self) -> Path:
         return self.path / "devicemapper/devicemapper/data"
 
+    def check_pool_files(self, *, metadata_only: bool = False) -> None:
+        """InvalidArgument where one of them is no regular file of this directory: a link in its place leads to a file
+        of somebody who has not given it to Docker."""
+        for path in (self.metadata_file,) if metadata_only else (self.metadata_file, self.data_file):
+            try:
+                os.close(open_inside(self.path, path))
+            except OSError as error:
+                raise InvalidArgument(f"{path}: {error.strerror}") from None
+
+    def unread_records(self) -> list[str]:
+        """Names of those that are there and cannot be read."""
+        files = [self.path / damage.file for damage in self.damages]
+        names = [file.name for file in files if file.parent == self.records]
+        return [name for name in names if name not in (TRANSACTION_FILE, DEVICE_SET_FILE)]
+
+    def why_owners_are_unknown(self) -> str | None:
+        """Why a device that no record names may be Docker's all the same, or None: a host without space leaves records
+        empty, a lost directory leaves none."""
+        unread = self.unread_records()
+        if unread:
+            return f"the record {unread[0]} cannot be read"
+        if not self.devices:
+            return f"there are no records in {self.records.relative_to(self.path)}"
+        wanted = [one.device_hash for one in self.containers] + sorted(self.layers)
+        missing = [name for name in wanted if name not in self.devices]
+        return f"the record {missing[0]} is missing" if missing else None
+
     def damaged(self, path: Path) -> bool:
         name = str(path.relative_to(self.path))
         return any(damage.file == name for damage in self.damages)
@@ -94,23 +122,26 @@ class DockerDirectory:
     def _parsed(self, path: Path, parse: Callable[[Any], T]) -> T | None:
         """None, and a damage, for what cannot be read; None alone for a file that is not there."""
         try:
-            return parse(json.loads(path.read_bytes()))
+            return parse(parse_json(read_inside(self.path, path)))
         except FileNotFoundError:
             return None
         except KeyError as error:
             reason = f"no {error}"
         except (OSError, ValueError, TypeError, AttributeError) as error:
             reason = getattr(error, "strerror", None) or str(error)
-            if not isinstance(error, OSError) and path.stat().st_size == 0:
-                reason = "empty"
         self.damages.append(Damage(str(path.relative_to(self.path)), reason))
         return None
 
-    def _text(self, path: Path) -> str | None:
+    def _name_in(self, path: Path, what: str) -> str | None:
+        """A file that holds one name. None, and a damage, for any other; None alone for a file that is not there."""
         try:
-            return path.read_text().strip() or None
-        except (OSError, ValueError):
+            return checked_name(read_inside(self.path, path).decode("ascii").strip(), what)
+        except FileNotFoundError:
             return None
+        except (OSError, ValueError) as error:
+            reason = getattr(error, "strerror", None) or str(error)
+        self.damages.append(Damage(str(path.relative_to(self.path)), reason))
+        return None
 
 
 def read_docker_directory(path: Path) -> DockerDirectory:
@@ -126,7 +157,7 @@ def read_docker_directory(path: Path) -> DockerDirectory:
 def _read_devices(docker: DockerDirectory) -> None:
     for path in sorted(docker.records.iterdir()) if docker.records.is_dir() else ():
         # Docker passes over names with a dot, and a writer's temporary file may have stayed behind.
-        if path.name.startswith(".") or path.name.endswith(".migrated") or not path.is_file():
+        if path.name.startswith(".") or path.name.endswith(".migrated") or path.is_dir():
             continue
         if path.name == TRANSACTION_FILE:
             docker.transaction = docker._parsed(path, _transaction)
@@ -149,15 +180,16 @@ def _record_of(name: str) -> Callable[[Any], DeviceRecord]:
 
 
 def _transaction(value: Any) -> Transaction:
-    name = value["device_hash"]
-    if not isinstance(name, str) or "/" in name or name.startswith("."):
-        raise ValueError(f"device_hash {name!r} names no record")
-    return Transaction(_number(value["open_transaction_id"]), name or BASE, _number(value["device_id"], MAX_DEV_ID))
+    name = checked_name(value["device_hash"] or BASE, "device_hash")
+    return Transaction(_number(value["open_transaction_id"]), name, _number(value["device_id"], MAX_DEV_ID))
 
 
 def _device_set(value: Any) -> tuple[int | None, str | None]:
     next_device_id = value.get("next_device_id")
-    return None if next_device_id is None else _number(next_device_id), value.get("BaseDeviceFilesystem") or None
+    file_system = value.get("BaseDeviceFilesystem") or None
+    if file_system is not None:
+        file_system = checked_name(file_system, "BaseDeviceFilesystem")
+    return None if next_device_id is None else _number(next_device_id), file_system
 
 
 def _number(value: object, highest: int = (1 << 64) - 1) -> int:
@@ -176,10 +208,12 @@ def _read_containers(docker: DockerDirectory) -> None:
     known = {path.name for path in mounts.iterdir()} if mounts.is_dir() else set()
     for container_id in sorted(known | names.keys()):
         name, image, running = names.get(container_id, (container_id[:_ID_CHARACTERS], "", False))
-        device_hash = docker._text(mounts / container_id / "mount-id")
+        mount_id = mounts / container_id / "mount-id"
+        device_hash = docker._name_in(mount_id, "mount-id")
         if device_hash is None:
-            file = f"{_LAYER_STORE}/mounts/{container_id}/mount-id"
-            docker.damages.append(Damage(file, f"missing: container {name} has no device"))
+            if not docker.damaged(mount_id):
+                file = str(mount_id.relative_to(docker.path))
+                docker.damages.append(Damage(file, f"missing: container {name} has no device"))
             continue
         docker.containers.append(Container(container_id, name, image, running, device_hash))
 
@@ -195,12 +229,12 @@ def _read_images(docker: DockerDirectory) -> None:
         names.setdefault(digest.removeprefix("sha256:"), []).append(name)
     devices = {}
     for path in docker.path.glob(f"{_LAYER_STORE}/sha256/*/cache-id"):
-        cache_id = docker._text(path)
+        cache_id = docker._name_in(path, "cache-id")
         if cache_id is not None:
             devices[path.parent.name] = cache_id
     uses: dict[str, list[tuple[bool, int, str]]] = {}
     for path in sorted((docker.path / _IMAGES).glob("*")):
-        chain = list(_chain_ids(docker._parsed(path, lambda value: value["rootfs"].get("diff_ids") or []) or []))
+        chain = list(_chain_ids(docker._parsed(path, _diff_ids) or []))
         for name in names.get(path.name, [path.name[:_ID_CHARACTERS]]):
             for i, chain_id in enumerate(chain, 1):
                 device = devices.get(chain_id)
@@ -225,9 +259,20 @@ def _repositories(value: Mapping[str, Any]) -> list[tuple[str, str]]:
     ]
 
 
+def _diff_ids(value: Mapping[str, Any]) -> list[str]:
+    diff_ids = value["rootfs"].get("diff_ids") or []
+    if not isinstance(diff_ids, list):
+        raise ValueError("diff_ids is not a list")
+    return [str(diff_id) for diff_id in diff_ids]
+
+
 def _chain_ids(diff_ids: list[str]) -> Iterator[str]:
     """A layer is known by all the layers below it: OCI's ChainID."""
     chain_id = ""
     for diff_id in diff_ids:
-        chain_id = f"sha256:{sha256(f'{chain_id} {diff_id}'.encode()).hexdigest()}" if chain_id else str(diff_id)
+        chain_id = (
+            f"sha256:{sha256(f'{chain_id} {diff_id}'.encode('utf-8', 'surrogatepass')).hexdigest()}"
+            if chain_id
+            else str(diff_id)
+        )
         yield chain_id.removeprefix("sha256:")

@@ -5,12 +5,14 @@ line in `problems`. Reads only, also a pool in use; then `in_use_by` says whose.
 delete (roll_back).
 """
 
+import os
 from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import StrEnum
 
 from thinfs.blockdev import FileDevice
 from thinfs.docker.directory import BASE, INIT_SUFFIX, Container, DeviceRecord, DockerDirectory, Transaction
+from thinfs.docker.reading import open_inside
 from thinfs.docker.snapshot import Snapshot, read_snapshots
 from thinfs.docker.use import user_of
 from thinfs.errors import InvalidArgument, ThinfsError
@@ -65,6 +67,7 @@ class Inventory:
 
 
 def take_inventory(docker: DockerDirectory) -> Inventory:
+    docker.check_pool_files(metadata_only=True)
     device = FileDevice(str(docker.metadata_file), read_only=True)
     try:
         superblock, usage = steady(device, lambda trees: (trees.superblock, usage_of_all(trees)))
@@ -155,6 +158,9 @@ def _problems(
             f"unfinished transaction {pending.open_transaction_id}, the pool's is {superblock.trans_id}: "
             f"device {pending.device_id} ({pending.device_hash}); roll-back removes what is there of it"
         )
+    problem = _data_problem(docker, superblock)
+    if problem is not None:
+        yield problem
     for damage in docker.damages:
         yield f"{damage.file}: {damage.reason}"
     owners: dict[int, str] = {}
@@ -163,7 +169,9 @@ def _problems(
             if row.usage is None:
                 yield f"snapshot {row.names[0]}: its device {row.device_id} is not in the pool"
             elif row.kind is Kind.FOREIGN and not row.pending and not in_use:
-                yield f"device {row.device_id}: in the pool, has no record; `remove` deletes it"
+                unsure = docker.why_owners_are_unknown()
+                advice = f"may be Docker's: {unsure}" if unsure else "`remove` deletes it"
+                yield f"device {row.device_id}: in the pool, has no record; {advice}"
             continue
         name = row.record.hash
         if row.usage is None:
@@ -180,6 +188,18 @@ def _problems(
     if docker.next_device_id is not None and docker.next_device_id < highest:
         # No harm: Docker passes over the ids of its records.
         yield f"next_device_id {docker.next_device_id} is behind device {highest}: Docker did not stop cleanly"
+
+
+def _data_problem(docker: DockerDirectory, superblock: Superblock) -> str | None:
+    wanted = superblock.data_space_map_root.nr_blocks * sectors_to_bytes(superblock.data_block_size)
+    name = docker.data_file.relative_to(docker.path)
+    try:
+        descriptor = open_inside(docker.path, docker.data_file)
+    except OSError as error:
+        return f"{name}: {error.strerror}"
+    with open(descriptor, "rb") as file:
+        size = file.seek(0, os.SEEK_END)
+    return f"{name}: {size} bytes, shorter than its pool, {wanted}" if size < wanted else None
 
 
 def find_device(docker: DockerDirectory, name: str) -> DeviceRecord:

@@ -54,6 +54,11 @@ def _refuse_what_does_not_fit(docker: DockerDirectory, superblock: Superblock, d
     own = docker.devices.get(name)
     if own is not None and own.device_id != device_id:
         raise Busy(f"device {device_id}: the unfinished transaction's, but its record {name} is of {own.device_id}")
+    unread = [other for other in docker.unread_records() if other != name]
+    if unread:
+        raise Busy(
+            f"device {device_id}: the unfinished transaction's, or of the record {unread[0]}, which cannot be read"
+        )
     for record in docker.devices.values():
         if record.device_id == device_id and record.hash != name and not is_unfinished(record, superblock):
             raise Busy(f"device {device_id}: the unfinished transaction's, and of the finished record {record.hash}")

@@ -5,6 +5,7 @@ does not read, written whole or not at all. A name is written before its thin is
 what a crash leaves is a name without a thin, which `remove_snapshot` takes away.
 """
 
+import errno
 import json
 import os
 from collections.abc import Mapping
@@ -14,8 +15,19 @@ from pathlib import Path
 from typing import Any, Final
 
 from thinfs.docker.directory import DeviceRecord, DockerDirectory
+from thinfs.docker.reading import checked_name, parse_json, read_inside
 from thinfs.docker.use import change_pool
-from thinfs.errors import BadMetadata, Busy, Exists, InvalidArgument, NoSuchThin, PermissionRefused, from_oserror
+from thinfs.errors import (
+    BadMetadata,
+    Busy,
+    Exists,
+    InvalidArgument,
+    NoSuchThin,
+    PermissionRefused,
+    from_errno,
+    from_oserror,
+)
+from thinfs.plain_text import plain
 from thinfs.pool.metadata import PoolMetadata
 from thinfs.steps import drive
 from thinfs.units import MAX_DEV_ID
@@ -40,11 +52,28 @@ def snapshots_file(docker: DockerDirectory) -> Path:
 def read_snapshots(docker: DockerDirectory) -> dict[str, Snapshot]:
     path = snapshots_file(docker)
     try:
-        return {name: Snapshot(name, **values) for name, values in json.loads(path.read_bytes()).items()}
+        values = parse_json(read_inside(docker.path, path))
+        return {name: _snapshot(name, **value) for name, value in values.items()}
     except FileNotFoundError:
         return {}
+    except OSError as error:
+        raise from_errno(error.errno or errno.EIO, f"{path}: {error.strerror}") from None
     except (ValueError, TypeError, AttributeError) as error:
         raise BadMetadata(f"{path}: {error}") from None
+
+
+def _snapshot(name: str, device_id: int, size_bytes: int, origin: str, origin_device_id: int) -> Snapshot:
+    for number in (device_id, size_bytes, origin_device_id):
+        if type(number) is not int or not 0 <= number < 1 << 64:
+            raise ValueError(f"{name!r:.60}: {number!r:.60} is no number")
+    checked_name(origin, "origin")
+    if not is_name(name):
+        raise ValueError(f"{name!r:.60}: not a name")
+    return Snapshot(name, device_id, size_bytes, origin, origin_device_id)
+
+
+def is_name(name: str) -> bool:
+    return bool(name) and "/" not in name and not name.startswith((".", "-")) and name == plain(name)
 
 
 def take_snapshot(docker: DockerDirectory, origin: DeviceRecord, name: str | None) -> Snapshot:
@@ -57,7 +86,7 @@ def take_snapshot(docker: DockerDirectory, origin: DeviceRecord, name: str | Non
         name = name or f"{_readable_name(docker, origin)}-{device_id}"
         if name in snapshots:
             raise Exists(f"{docker.path}: snapshot {name} exists already")
-        if not name or "/" in name or name.startswith((".", "-")):
+        if not is_name(name):
             raise InvalidArgument(f"snapshot {name!r}: not a name")
         metadata.create_snap(device_id, origin.device_id)
         snapshot = Snapshot(name, device_id, origin.size_bytes, origin.hash, origin.device_id)
@@ -82,6 +111,9 @@ def remove_snapshot(docker: DockerDirectory, name: str) -> str:
     owner = next((one.hash for one in docker.devices.values() if one.device_id == device_id), None)
     if owner is not None:
         raise PermissionRefused(f"device {device_id} is Docker's ({owner})")
+    unsure = docker.why_owners_are_unknown() if found is None else None
+    if unsure is not None:
+        raise PermissionRefused(f"device {device_id} may be Docker's: {unsure}")
     with change_pool(docker) as metadata:
         gone = not _delete_if_there(metadata, device_id)
         if gone and found is None:

@@ -13,6 +13,7 @@ from pathlib import Path
 from thinfs.blockdev import FileDevice
 from thinfs.docker.directory import DockerDirectory
 from thinfs.errors import Busy, PermissionRefused, from_oserror
+from thinfs.mountinfo import mount_of
 from thinfs.ondisk.superblock import SUPERBLOCK_LOCATION, Superblock
 from thinfs.pool.metadata import PoolMetadata
 from thinfs.tools.nodes import read_block
@@ -39,9 +40,12 @@ def user_of(docker: DockerDirectory) -> str | None:
 
 
 def _loop_device_over(path: Path) -> str | None:
+    mount = mount_of(os.path.realpath(path))
     for backing in Path("/sys/block").glob("loop*/loop/backing_file"):
         try:
-            if os.path.samefile(backing.read_text(errors="surrogateescape").rstrip("\n"), path):
+            other = backing.read_text(errors="surrogateescape").rstrip("\n")
+            # That on another file system is not asked for: a dead server's, or a network's, would not answer.
+            if mount_of(other) == mount and os.path.samefile(other, path):
                 return f"/dev/{backing.parents[1].name}"
         except OSError:
             continue  # detached meanwhile, or over a file that is gone
@@ -58,6 +62,7 @@ def refuse_in_use(docker: DockerDirectory) -> None:
 @contextmanager
 def change_pool(docker: DockerDirectory) -> Iterator[PoolMetadata]:
     """The pool's metadata, locked against every other thinfs; what is not committed is dropped."""
+    docker.check_pool_files()
     refuse_in_use(docker)
     device = FileDevice(str(docker.metadata_file))
     try:

@@ -38,8 +38,9 @@ class DataDevice:
     def supports_passdown(self) -> bool:
         return self.device.supports_discard
 
-    def chain(self, requests: Requests, *, tries_all: bool = False) -> Chain:
-        return Chain(requests, blocks=self.at_once, tries_all=tries_all)
+    def chain(self, requests: Requests, *, source_at_once: bool = True, tries_all: bool = False) -> Chain:
+        """Requests to this device; `source_at_once` of the other device in them, if there is one."""
+        return Chain(requests, blocks=self.at_once and source_at_once, tries_all=tries_all)
 
     # -- in place ----------------------------------------------------------------------------------------
 
@@ -92,6 +93,6 @@ class DataDevice:
         return [(self.below, Bio(Op.WRITE, data_block * self.block_bytes + offset, len(data), data))]
 
     def discard_blocks(self, runs: Iterable[tuple[int, int]]) -> Iterator[tuple[Submits, Bio]]:
-        """Discards of [begin, end) each; a device that fails one has merely kept the data (reference, 6.3)."""
+        """Discards of [begin, end) each; one that fails has merely kept the data (docs/reference/behaviour.md, 6.3)."""
         for begin, end in runs:
             yield self.below, Bio(Op.DISCARD, begin * self.block_bytes, (end - begin) * self.block_bytes)

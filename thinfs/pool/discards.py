@@ -2,7 +2,7 @@
 
 Promises: a discard is rounded inwards to whole blocks; the blocks of a passed-down run stay counted until the data
 device has discarded them. Mirrors process_discard_bio and process_prepared_discard of dm-thin.
-Source: behaviour reference, sections 6.3 and 6.4.
+Source: docs/reference/behaviour.md, 6.3 and 6.4.
 """
 
 from thinfs.bio import Bio

@@ -3,7 +3,8 @@
 Promises: every allocation decision of the kernel's; a commit that a crash at any point survives (blocks, flush,
 superblock, flush); nothing written by opening. Blocking I/O of a commit is yielded as calls that touch encoded
 bytes only (thinfs.steps). A change in read-only mode is PermissionRefused (EPERM, as the kernel's block manager);
-after a failed abort everything is InvalidArgument. Never decides modes: pool/pool.py does. Source: section 9.
+after a failed abort everything is InvalidArgument. Never decides modes: pool/pool.py does.
+Source: docs/reference/format.md, 9.
 """
 
 import logging
@@ -373,7 +374,10 @@ class PoolMetadata:
         return bool(self.transaction.changed)
 
     def commit(self) -> Steps[None]:
-        """Section 9.3. Whatever fails, the state on the device is the previous one; the caller then aborts."""
+        """Whatever fails, the state on the device is the previous one; the caller then aborts.
+
+        Source: docs/reference/format.md, 9.3.
+        """
         self.transaction.check_usable()
         if not self.transaction.in_service:
             return
@@ -433,7 +437,7 @@ class PoolMetadata:
         return written
 
     def abort(self) -> None:
-        """Back to the last commit, section 9.4. When even that fails, nothing works any more."""
+        """Back to the last commit (docs/reference/format.md, 9.4). When even that fails, nothing works any more."""
         self.transaction.in_service = True
         self.transaction.check_usable()
         for thin in self._devices.values():
@@ -447,7 +451,7 @@ class PoolMetadata:
             raise
         self._adopt(superblock)
 
-    # -- metadata snapshot, section 9.6
+    # -- metadata snapshot: docs/reference/format.md, 9.6
 
     @property
     def held_root(self) -> int:

@@ -1,6 +1,6 @@
 """The pool's modes, ordered by degradation, and what each one does with each kind of I/O.
 
-Source: behaviour reference, section 5. A mode is never left downwards in this order except as
+Source: docs/reference/behaviour.md, 5. A mode is never left downwards in this order except as
 pool.set_mode allows; FAIL is final.
 """
 

@@ -2,7 +2,7 @@
 
 Promises the kernel's choices: what is zeroed, what is copied, what is overwritten instead. A mapping is inserted only
 after its data is there. Mirrors provision_block, break_sharing and process_prepared_mapping of dm-thin.
-Source: behaviour reference, sections 6.1, 6.2, 7.
+Source: docs/reference/behaviour.md, 6.1, 6.2, 7.
 """
 
 from thinfs.bio import Bio, Op
@@ -103,7 +103,8 @@ class NewMappings:
             mapping.error = error
             self._pending.mapped.append(mapping)
 
-        self._pending.data_io.append(DataIO(nr_bytes, self._state.data.chain(requests), finished))
+        job = self._state.data.chain(requests, source_at_once=mapping.thin.at_once)
+        self._pending.data_io.append(DataIO(nr_bytes, job, finished))
 
     def _start_overwrite(self, mapping: NewMapping) -> None:
         bio = mapping.bio

@@ -3,7 +3,7 @@
 Promises the kernel's answers: errno, mode, event and allocation for every operation. Synchronous and
 single-threaded; what must wait is yielded (thinfs.steps), one Steps of a pool at a time. An exception that is no
 ThinfsError is a failed metadata operation: aborted, needs_check, read-only, every bio taken on fails. Never: opens
-paths, parses tables, knows names. Mirrors dm-thin's pool. Source: behaviour reference, sections 1, 3, 4 and 5.
+paths, parses tables, knows names. Mirrors dm-thin's pool. Source: docs/reference/behaviour.md, 1, 3, 4 and 5.
 """
 
 import logging
@@ -272,7 +272,7 @@ class Pool:
     # -- thins -------------------------------------------------------------------------------------------
 
     def open_thin(self, dev_id: int, origin: BlockDevice | LowerDevice | None = None) -> Thin:
-        """Activate a thin; the same id may be active several times (reference, 2, in this order)."""
+        """Activate a thin; the same id may be active several times (docs/reference/behaviour.md, 2, in this order)."""
         if self.mode is PoolMode.FAIL:
             raise InvalidArgument("thin: Couldn't open thin device, Pool is in fail mode")
         try:
@@ -305,7 +305,7 @@ class Pool:
     # -- suspend and resume ------------------------------------------------------------------------------
 
     def preresume(self, settings: PoolSettings) -> Steps[None]:
-        """Adopt a table's features and mode, then grow what has grown (reference, 1, "Resume checks")."""
+        """Adopt a table's features and mode, then grow what has grown (docs/reference/behaviour.md, 1.2)."""
         return self._operation("preresume", self._preresume(settings))
 
     def _preresume(self, settings: PoolSettings) -> Steps[None]:

@@ -1,7 +1,7 @@
 """Space and modes: who may allocate, what happens when there is none, and the commit that looks at what is left.
 
 Promises the kernel's mode changes and events, in its order. The one place that changes a pool's mode. Mirrors
-set_pool_mode, alloc_data_block and commit of dm-thin. Source: behaviour reference, section 5.
+set_pool_mode, alloc_data_block and commit of dm-thin. Source: docs/reference/behaviour.md, 5.
 """
 
 import logging
@@ -96,7 +96,7 @@ class Space:
     # -- data blocks -------------------------------------------------------------------------------------
 
     def alloc_data_block(self) -> Steps[int]:
-        """A free data block, committing first where only this transaction's frees are left (reference, 5)."""
+        """A free data block; commits first if only fresh frees are left (docs/reference/behaviour.md, 5)."""
         metadata = self._state.metadata
         free = metadata.nr_free_data_blocks
         self._check_low_water(free)

@@ -2,7 +2,7 @@
 
 Promises: a read never allocates; a write in place never touches metadata; everything else is deferred, one bio a thin
 block, to the pool's worker. Over devices that answer at once, what is in place is done when the call returns.
-Mirrors the mapping half of dm-thin. Source: behaviour reference, sections 6.1 and 7.
+Mirrors the mapping half of dm-thin. Source: docs/reference/behaviour.md, 6.1 and 7.
 """
 
 import logging
@@ -154,7 +154,7 @@ class Thin:
 
     def _defer_whole(self, bio: Bio) -> None:
         if bio.op is Op.READ or bio.offset // self._block_bytes == (bio.offset + bio.length - 1) // self._block_bytes:
-            self._defer(self, [bio])
+            self._defer(self, [bio])  # `write_now` was tried before, and found nothing to write in place
             return
         split, view = Split(bio), memoryview(bio.data)
         pieces = [
@@ -167,11 +167,7 @@ class Thin:
         block_bytes = self._block_bytes
         thin_block, start = divmod(bio.offset, block_bytes)
         if start + bio.length <= block_bytes:
-            found = self.internal.find_block(thin_block)
-            if found is None or found[1]:
-                self._defer(self, [bio])
-            else:
-                self.write_in_place(bio, found[0])
+            self._defer(self, [bio])  # `write_now` was tried before, and found nothing to write in place
             return
         split, view, rest = Split(bio), memoryview(bio.data), []
         for thin_block, done, size in self._blocks_of(bio):

@@ -2,7 +2,7 @@
 
 Promises: `find_block` on cached nodes takes a few microseconds and never changes anything; counters are the live
 ones, changed before the commit and not rolled back by an abort while the device stays in core. Never allocates a
-data block, never commits. Source: the format reference, sections 8, 9.4, 9.5.
+data block, never commits. Source: docs/reference/format.md, 8, 9.4, 9.5.
 """
 
 from array import array

@@ -2,8 +2,8 @@
 
 Promises: opening writes nothing unless block 0 is all zeros and formatting is allowed; a format is one transaction
 whose superblock is written last. Every changing call goes through `begin_change`. Knows no device in core: they know
-it, and tell it when they change. Mirrors the upper half of the kernel's dm-thin-metadata. Source: the format
-reference, sections 4, 9.1.
+it, and tell it when they change. Mirrors the upper half of the kernel's dm-thin-metadata.
+Source: docs/reference/format.md, 4, 9.1.
 """
 
 from array import array
@@ -47,7 +47,7 @@ class MetadataObjects:
         self.bottom = Btree(tm, mapping_type)  # thin block -> mapping, of one device
         self.details = Btree(tm, ValueType(DEVICE_DETAILS_BYTES))
 
-    # -- what values mean, section 4
+    # -- what values mean: docs/reference/format.md, 4
 
     def _inc_data_blocks(self, mappings: "array[int]") -> None:
         for begin, end in runs([mapping >> TIME_BITS for mapping in mappings]):

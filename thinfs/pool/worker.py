@@ -2,7 +2,7 @@
 
 Promises that order within a pass: finished copies become mappings, discards unmap, passed-down discards drop their
 last count, new bios of each thin by sector, then the commit. Data I/O started in a pass finishes before the next.
-Source: behaviour reference, sections 5, 6.1-6.4, 7. Mirrors do_worker of dm-thin.
+Source: docs/reference/behaviour.md, 5, 6.1-6.4, 7. Mirrors do_worker of dm-thin.
 """
 
 from collections import deque
@@ -17,7 +17,7 @@ from thinfs.pool.pending import Pending
 from thinfs.pool.space import Space
 from thinfs.pool.state import PoolState
 from thinfs.pool.thin import Thin
-from thinfs.steps import Steps, Together
+from thinfs.steps import Steps, Together, UnderWay
 
 COMMIT_PERIOD_SECONDS: Final = 1.0
 _INLINE_BYTES: Final = 1 << 20  # data I/O of a pass up to this size costs less than a hop to a thread
@@ -75,12 +75,12 @@ class Worker:
                     except Exception:
                         pending.defer(thin, [bio, *bios])  # whoever takes the exception ends them
                         raise
-        yield from self._commit_pass()
-        yield from self._run_data_io()
+        if pending.flushes or self.commit_is_due():
+            yield from self._commit_pass()
+        if pending.data_io or pending.forwarded:
+            yield from self._run_data_io()
 
     def _commit_pass(self) -> Steps[None]:
-        if not self._pending.flushes and not self.commit_is_due():
-            return
         error: ThinfsError | None = None
         try:
             yield from self._space.commit()
@@ -95,8 +95,16 @@ class Worker:
         pending, data = self._pending, self._state.data
         batch, pending.data_io = pending.data_io, []
         if batch:
-            in_thread = data.at_once and sum(item.nr_bytes for item in batch) > _INLINE_BYTES
-            yield Together([item.job for item in batch], blocks=in_thread)
+            much = sum([item.nr_bytes for item in batch]) > _INLINE_BYTES
+            in_thread = [item.job for item in batch if much and item.job.blocks]
+            for item in batch:
+                if not (much and item.job.blocks):
+                    item.job.start()
+            if in_thread:
+                yield Together(in_thread)
+            held_below = [item.job for item in batch if not item.job.done]
+            if held_below:
+                yield UnderWay(held_below)
             for item in batch:
                 item.finished(item.job.error)
         if pending.forwarded:

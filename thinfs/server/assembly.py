@@ -16,6 +16,7 @@ from thinfs.blockdevs.nodes import Nodes
 from thinfs.errors import ThinfsError, from_oserror
 from thinfs.fuse.mount import Mount, serve
 from thinfs.fuse.native import make_volume
+from thinfs.ioctl.numbers import Numbers
 from thinfs.server.daemon import Served
 from thinfs.server.removal import nobody
 from thinfs.userspace.devices import DeviceMapper, open_device_mapper
@@ -31,11 +32,18 @@ class FrontEnds:
 
     def __init__(self, block_devices: Nodes | None) -> None:
         self.mount: Mount | None = None
+        self.numbers: Numbers | None = None
         self._nodes = block_devices
 
     async def activated(self, device: MappedDevice) -> None:
         if self._nodes is not None:
             await self._nodes.activated(device)
+        self._publish(device)
+
+    def _publish(self, device: MappedDevice) -> None:
+        if self.numbers is not None:
+            attached = self._nodes.loop_of(device.name) if self._nodes is not None else None
+            self.numbers.publish(device, attached.number if attached is not None else None)
 
     async def resized(self, device: MappedDevice) -> None:
         if self.mount is not None:
@@ -50,6 +58,8 @@ class FrontEnds:
             await self.mount.device_gone(device.name)
 
     async def removed(self, device: MappedDevice) -> None:
+        if self.numbers is not None:
+            self.numbers.withdraw(device)
         if self.mount is not None:
             await self.mount.device_gone(device.name)
 
@@ -58,6 +68,7 @@ class FrontEnds:
             await self.mount.device_gone(old_name)
         if self._nodes is not None:
             await self._nodes.renamed(device, old_name)
+        self._publish(device)
 
     async def before_suspend(self, device: MappedDevice, *, lockfs: bool) -> None:
         """What a file system or a page cache above still holds belongs to the time before the suspend."""
@@ -92,6 +103,7 @@ async def userspace(directory: str, *, native: bool = True) -> AsyncIterator[Ser
         ):
             front_ends.mount = await nursery.start(_serve_images, mapper, directory, native)
             try:
+                front_ends.numbers = Numbers(directory, mapper.major)
                 holder = block_devices.holder if block_devices is not None else nobody
                 yield Served(mapper, holder, front_ends.mount.settle)
             finally:
@@ -99,6 +111,9 @@ async def userspace(directory: str, *, native: bool = True) -> AsyncIterator[Ser
                     with trio.move_on_after(_DETACH_SECONDS, shield=True):
                         await _resume_frozen(mapper, block_devices)
                         await block_devices.detach_all()
+                if front_ends.numbers is not None:
+                    front_ends.numbers.close()
+                    front_ends.numbers = None
                 nursery.cancel_scope.cancel()  # unmounts: what mappings had dirtied still finds the devices
     finally:
         if block_devices is not None:

@@ -28,11 +28,15 @@ class Connection:
         self._buffer = bytearray()
         self.usable = True
 
-    async def call(self, call: str, /, **arguments: Json) -> Json:
+    async def call(self, call: str, pieces: list[str] | None = None, /, **arguments: Json) -> Json:
+        """The value of the answer; what comes before it in pieces is appended to `pieces`."""
         self.usable = False
         try:
             await self._stream.send_all(encode({"call": call, "args": arguments}))
             message = decode(await self._line())
+            while pieces is not None and message.keys() == {"data"}:
+                pieces.append(message["data"])
+                message = decode(await self._line())
         except trio.BrokenResourceError:
             raise IOFailed(f"{call}: the server closed the connection") from None
         self.usable = True
@@ -116,14 +120,16 @@ class RemoteDevice:
     def size_bytes(self) -> int:
         return self._size_bytes
 
-    async def _call(self, call: str, /, **arguments: Json) -> Json:
+    async def _call(self, call: str, pieces: list[str] | None = None, /, **arguments: Json) -> Json:
         async with self._turn:
-            answer = await self._connection.call(call, handle=self._handle, **arguments)
+            answer = await self._connection.call(call, pieces, handle=self._handle, **arguments)
         self._size_bytes = answer["size_bytes"]
         return answer
 
     async def read(self, offset: int, length: int) -> bytes:
-        return base64.b64decode((await self._call("read", offset=offset, length=length))["data"])
+        pieces: list[str] = []
+        answer = await self._call("read", pieces, offset=offset, length=length)
+        return b"".join(map(base64.b64decode, [*pieces, answer["data"]]))
 
     async def write(self, offset: int, data: bytes) -> None:
         await self._call("write", offset=offset, data=base64.b64encode(data).decode("ascii"))

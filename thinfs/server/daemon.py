@@ -16,20 +16,23 @@ from collections.abc import Awaitable, Callable, Iterator
 from contextlib import AbstractAsyncContextManager, contextmanager, suppress
 from dataclasses import dataclass
 from types import FrameType
-from typing import Final, NoReturn, TypeAlias
+from typing import Any, Final, NoReturn, TypeAlias
 
 import trio
 
 from thinfs.dead_server import holds_on, let_go
 from thinfs.dm.backend import Backend
 from thinfs.errors import Busy, PermissionRefused, ThinfsError, from_oserror
+from thinfs.ioctl.door import Door
+from thinfs.plain_text import plain
 from thinfs.server import paths
 from thinfs.server.ownership import CREDENTIALS, check_file, check_listener, listener_is_over
 from thinfs.server.removal import Holder, nobody
-from thinfs.server.server import ControlServer, bind, serve_control
+from thinfs.server.server import ControlServer, listening, serve_connections
 
 log = logging.getLogger(__name__)
 
+_LONGEST_EVENT: Final = 4000  # characters
 _GRACE_SECONDS: Final = 1.0  # for one that was killed a moment ago
 _PREDECESSOR_SECONDS: Final = 10  # how long a server that is ending may take before a new one gives up
 
@@ -49,12 +52,15 @@ async def run(directory: str, assembly: Assembly, ready: Callable[[], None]) -> 
     """Serve until a signal or `stop`. Calls are refused first, then the assembly winds up."""
     with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
         async with assembly(directory) as served:
-            path = paths.socket_path(directory)
-            listener = bind(path)
-            try:
-                server = ControlServer(served.backend, directory, served.holder, served.settle, served.devices_stay)
+            server = ControlServer(served.backend, directory, served.holder, served.settle, served.devices_stay)
+            door = Door(served.backend, served.settle)
+            with (
+                listening(paths.socket_path(directory)) as control,
+                listening(paths.ioctl_socket_path(directory)) as ioctls,
+            ):
                 async with trio.open_nursery() as nursery:
-                    await nursery.start(serve_control, server, listener)
+                    await nursery.start(serve_connections, server.handle, control)
+                    await nursery.start(serve_connections, door.handle, ioctls)
                     ready()
                     notify_service_manager("READY=1")
                     log.info("serving %s", directory)
@@ -62,9 +68,6 @@ async def run(directory: str, assembly: Assembly, ready: Callable[[], None]) -> 
                     await server.stopping.wait()
                     notify_service_manager("STOPPING=1")
                     nursery.cancel_scope.cancel()
-            finally:
-                with suppress(FileNotFoundError):
-                    os.unlink(path)
     log.info("ended")
 
 
@@ -274,12 +277,27 @@ def _leave(log_file: int) -> None:
     os.chdir("/")
 
 
-def log_to_stderr() -> None:
-    """One line an event, key=value, time in UTC. Standard error is DIR.log in the background."""
-    handler = logging.StreamHandler()
-    formatter = logging.Formatter(
+class _OneLine(logging.Formatter):
+    """What comes from outside in an event makes no line, and no control sequence, of its own; nor a long one."""
+
+    def formatMessage(self, record: logging.LogRecord) -> str:
+        return plain(super().formatMessage(record), _LONGEST_EVENT)
+
+    def formatException(self, ei: Any) -> str:
+        return "\n".join("    " + plain(line, _LONGEST_EVENT) for line in super().formatException(ei).split("\n"))
+
+
+def log_formatter() -> logging.Formatter:
+    """One line an event, key=value, time in UTC."""
+    formatter = _OneLine(
         "time=%(asctime)s.%(msecs)03dZ level=%(levelname)s logger=%(name)s %(message)s", "%Y-%m-%dT%H:%M:%S"
     )
     formatter.converter = time.gmtime
-    handler.setFormatter(formatter)
+    return formatter
+
+
+def log_to_stderr() -> None:
+    """Standard error is DIR.log in the background."""
+    handler = logging.StreamHandler()
+    handler.setFormatter(log_formatter())
     logging.basicConfig(level=logging.INFO, handlers=[handler])

@@ -1,4 +1,4 @@
-"""Where one server lives: its mount directory DIR, and beside it DIR.sock, DIR.lock and DIR.log.
+"""Where one server lives: its mount directory DIR, and beside it DIR.sock, DIR.ioctl.sock, DIR.lock and DIR.log.
 
 Promises: imports `os` and `ownership` only, because the drop-in client loads it on each of hundreds of runs. DIR alone
 identifies a server. Never creates anything but the private directory of a user without a run-time one.
@@ -35,6 +35,10 @@ def _private_dir(path: str) -> str:
 
 def socket_path(directory: str) -> str:
     return directory + ".sock"
+
+
+def ioctl_socket_path(directory: str) -> str:
+    return directory + ".ioctl.sock"
 
 
 def lock_path(directory: str) -> str:

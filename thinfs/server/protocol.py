@@ -2,8 +2,9 @@
 
 Request `{"call": NAME, "args": {...}}`; answer `{"ok": VALUE}` or `{"error": ERRNO, "message": TEXT}`.
 The call `dmsetup` also sends, before its answer, `{"out": TEXT}`, `{"err": TEXT}`, and `{"need": PATH}`
-(null for standard input) that the client answers with `{"text": TEXT}` or an error. What wants two calls
-at once uses two connections. Closing a connection cancels its call and closes the devices it opened.
+(null for standard input) that the client answers with `{"text": TEXT}` or an error; a `read` of more than a piece
+sends `{"data": BASE64}` for each piece but the last. What wants two calls at once uses two connections. Closing a
+connection cancels its call and closes the devices it opened.
 """
 
 import errno
@@ -16,6 +17,8 @@ from thinfs.errors import InvalidArgument, ThinfsError, from_errno
 Message: TypeAlias = dict[str, Json]
 
 MAX_LINE_BYTES: Final = 16 << 20
+PIECE_BYTES: Final = 1 << 20  # of a read that is answered in pieces; so an answer's memory is bounded too
+_SHOWN_CHARACTERS: Final = 60
 
 
 class Malformed(InvalidArgument):
@@ -30,11 +33,21 @@ def encode(message: Message) -> bytes:
 def decode(line: bytes) -> Message:
     try:
         message = json.loads(line)
+    except RecursionError:
+        raise Malformed(f"not a JSON object: {shown(line)}: nested too deeply") from None
     except ValueError as error:
-        raise Malformed(f"not a JSON object: {line[:60]!r}: {error}") from None
+        raise Malformed(f"not a JSON object: {shown(line)}: {error}") from None
     if not isinstance(message, dict):
-        raise Malformed(f"not a JSON object: {line[:60]!r}")
+        raise Malformed(f"not a JSON object: {shown(line)}")
     return message
+
+
+def shown(value: object) -> str:
+    """A value from outside as a refusal shows it: its beginning, on one line, a name as it is."""
+    if isinstance(value, str) and value.isidentifier() and value.isascii() and len(value) <= _SHOWN_CHARACTERS:
+        return value
+    text = repr(value[: _SHOWN_CHARACTERS + 1] if isinstance(value, (str, bytes, list)) else value)
+    return text if len(text) <= _SHOWN_CHARACTERS else text[:_SHOWN_CHARACTERS] + "..."
 
 
 def error_message(error: ThinfsError) -> Message:

@@ -1,8 +1,8 @@
 """The calls of the control protocol: their arguments, what does them, how their answers are written.
 
 The backend's calls are the verbs of the seam, argument for argument (thinfs.dm.verbs); reads and writes carry
-base64 and name the open device by the handle that `open` gave. Promises: arguments are checked by name
-and type before anything is done. Never: does anything itself.
+base64 and name the open device by the handle that `open` gave. Promises: arguments are checked by name, type
+and bounds before anything is done; no text has a NUL in it, or what no file name can hold. Never: does anything itself.
 """
 
 import base64
@@ -15,16 +15,19 @@ from thinfs.dm.backend import Backend, OpenDevice
 from thinfs.dm.verbs import DEVICE, REQUIRED, VERBS, Json, Parameter
 from thinfs.dmsetup.commands import run_dmsetup
 from thinfs.errors import Busy
-from thinfs.server.protocol import Malformed, Message, decode, result_of
+from thinfs.server.protocol import PIECE_BYTES, Malformed, Message, decode, result_of, shown
 from thinfs.server.removal import Holder, open_devices, remove_everything
 
 log = logging.getLogger(__name__)
 
+_LOGGED_CHARACTERS: Final = 500
+
 _HANDLE: Final = Parameter("handle", int)
-_RANGE: Final = (_HANDLE, Parameter("offset", int), Parameter("length", int))
+_OFFSET: Final = Parameter("offset", int, highest=(1 << 63) - 1)
+_RANGE: Final = (_HANDLE, _OFFSET, Parameter("length", int, highest=(1 << 63) - 1))
 DEVICE_CALLS: Final[Mapping[str, Sequence[Parameter]]] = {
     "read": _RANGE,
-    "write": (_HANDLE, Parameter("offset", int), Parameter("data", str)),
+    "write": (_HANDLE, _OFFSET, Parameter("data", str)),
     "discard": _RANGE,
     "flush": (_HANDLE,),
     "close": (_HANDLE,),
@@ -72,13 +75,13 @@ class Caller(Protocol):
 def checked(call: str, values: Json) -> dict[str, Any]:
     """The arguments of `call`, complete; Malformed for a call or an argument that there is not."""
     if call not in CALLS:
-        raise Malformed(f"unknown call: {call}")
+        raise Malformed(f"unknown call: {shown(call)}")
     if not isinstance(values, dict):
-        raise Malformed(f"{call}: args is not an object: {values!r}")
+        raise Malformed(f"{call}: args is not an object: {shown(values)}")
     parameters = CALLS[call]
     unknown = values.keys() - {parameter.name for parameter in parameters}
     if unknown:
-        raise Malformed(f"{call}: unknown argument {sorted(unknown)[0]}")
+        raise Malformed(f"{call}: unknown argument {shown(sorted(unknown)[0])}")
     arguments = {}
     for parameter in parameters:
         value = arguments[parameter.name] = values.get(
@@ -87,8 +90,23 @@ def checked(call: str, values: Json) -> dict[str, Any]:
         if value is REQUIRED:
             raise Malformed(f"{call}: no argument {parameter.name}")
         if type(value) is not parameter.kind and not (value is None and parameter.nullable):
-            raise Malformed(f"{call}: argument {parameter.name} is not a {parameter.kind.__name__}: {value!r}")
+            raise Malformed(f"{call}: argument {parameter.name} is not a {parameter.kind.__name__}: {shown(value)}")
+        _check(f"{call}: argument {parameter.name}", value, parameter.highest)
     return arguments
+
+
+def _check(what: str, value: Any, highest: int) -> None:
+    if type(value) is int and not 0 <= value <= highest:
+        raise Malformed(f"{what} is not from 0 to {highest}: {shown(value)}")
+    if type(value) is list and not all(type(word) is str for word in value):
+        raise Malformed(f"{what} is not a list of strings: {shown(value)}")
+    for text in (value,) if type(value) is str else value if type(value) is list else ():
+        if "\0" in text:
+            raise Malformed(f"{what} has a NUL in it: {shown(text)}")
+        try:
+            os.fsencode(text)
+        except UnicodeEncodeError:
+            raise Malformed(f"{what} is no text: {shown(text)}") from None
 
 
 async def perform(caller: Caller, call: str, values: Json) -> Json:
@@ -119,9 +137,20 @@ async def _device_call(caller: Caller, call: str, *, handle: int, **arguments: A
             arguments["data"] = base64.b64decode(arguments["data"], validate=True)
         except ValueError as error:
             raise Malformed(f"write: data is not base64: {error}") from None
-    result = await getattr(device, call)(**arguments)
+    result = await (_read(caller, device, **arguments) if call == "read" else getattr(device, call)(**arguments))
     answer = {"size_bytes": device.size_bytes}
     return answer if result is None else {**answer, "data": base64.b64encode(result).decode("ascii")}
+
+
+async def _read(caller: Caller, device: OpenDevice, *, offset: int, length: int) -> bytes:
+    """The last piece; those before it have been sent."""
+    while length > PIECE_BYTES:
+        data = await device.read(offset, PIECE_BYTES)
+        if len(data) < PIECE_BYTES:
+            return data
+        await caller.send({"data": base64.b64encode(data).decode("ascii")})
+        offset, length = offset + PIECE_BYTES, length - PIECE_BYTES
+    return await device.read(offset, length)
 
 
 async def _stop(caller: Caller, *, force: bool) -> Json:
@@ -138,12 +167,10 @@ async def _stop(caller: Caller, *, force: bool) -> Json:
 
 
 async def _dmsetup(caller: Caller, *, argv: list[Any], cwd: str) -> Json:
-    if not all(isinstance(word, str) for word in argv):
-        raise Malformed(f"dmsetup: argument argv is not a list of strings: {argv!r}")
     console = RemoteConsole(caller)
     status = await run_dmsetup(argv, backend=caller.backend, console=console, mount_dir=caller.mount_dir, cwd=cwd)
     if status:
-        log.warning("dmsetup %s: %s", " ".join(argv), console.first_error())
+        log.warning("dmsetup %s: %s", " ".join(argv)[:_LOGGED_CHARACTERS], console.first_error())
     await console.flush()
     return status
 
@@ -165,7 +192,7 @@ class RemoteConsole:
 
     def first_error(self) -> str:
         """What went wrong, on one line, for the log."""
-        return "; ".join(self._errors[:2]).replace("\n", "; ")[:500]
+        return "; ".join(self._errors[:2]).replace("\n", "; ")[:_LOGGED_CHARACTERS]
 
     def _print(self, stream: str, text: str) -> None:
         if self._printed and stream in self._printed[-1]:

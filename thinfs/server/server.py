@@ -10,8 +10,8 @@ import os
 import select
 import socket
 import stat
-from collections.abc import Awaitable, Callable
-from contextlib import AsyncExitStack, suppress
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import AsyncExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 
 import trio
@@ -26,6 +26,7 @@ from thinfs.server.protocol import (
     decode,
     encode,
     error_message,
+    shown,
 )
 from thinfs.server.removal import Holder, nobody
 from thinfs.server.requests import perform
@@ -84,15 +85,27 @@ def bind(path: str) -> socket.socket:
     return listener
 
 
-async def serve_control(
-    server: ControlServer,
+@contextmanager
+def listening(path: str) -> Iterator[socket.socket]:
+    """`bind`, and the path is free again afterwards."""
+    listener = bind(path)
+    try:
+        yield listener
+    finally:
+        listener.close()
+        with suppress(FileNotFoundError):
+            os.unlink(path)
+
+
+async def serve_connections(
+    handle: Callable[[trio.SocketStream], Awaitable[object]],
     listener: socket.socket,
     *,
     task_status: trio.TaskStatus[list[trio.SocketListener]] = trio.TASK_STATUS_IGNORED,
 ) -> None:
     """Accept connections until cancelled."""
     listeners = [trio.SocketListener(trio.socket.from_stdlib_socket(listener))]
-    await trio.serve_listeners(server.handle, listeners, task_status=task_status)
+    await trio.serve_listeners(handle, listeners, task_status=task_status)
 
 
 class Connection:
@@ -169,9 +182,12 @@ class Connection:
         name = "?"
         try:
             request = decode(line)
-            name = str(request.get("call"))
+            call = request.get("call")
+            if not isinstance(call, str):
+                raise Malformed(f"unknown call: {shown(call)}")
+            name = shown(call)
             await self._settle()
-            return {"ok": await perform(self, name, request.get("args", {}))}
+            return {"ok": await perform(self, call, request.get("args", {}))}
         except trio.BrokenResourceError:
             raise  # the client went while something was said to it
         except ThinfsError as error:

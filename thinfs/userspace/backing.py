@@ -14,7 +14,7 @@ from typing import Final, Protocol, TypeAlias
 
 from thinfs.bio import Bio, Held, Immediate, LowerDevice, Op, answers_at_once
 from thinfs.blockdev import BlockDevice, Buffer, FileDevice
-from thinfs.errors import BackingMissing, from_oserror
+from thinfs.errors import BackingMissing, NoSuchDevice, ThinfsError, from_oserror
 from thinfs.userspace.blocking import Background
 
 _NUMBERS: Final = re.compile(r"([0-9]+):([0-9]+)")
@@ -45,7 +45,17 @@ class MappedLower:
 
     def __init__(self, mapped: Mapped) -> None:
         self.mapped = mapped
-        self.submit = mapped.submit
+
+    def submit(self, bio: Bio) -> None:
+        if bio.op is Op.WRITE:  # in place first: targets take it that whoever submits has tried
+            try:
+                if self.mapped.write_now(bio.offset, bio.data):
+                    bio.complete()
+                    return
+            except ThinfsError as error:
+                bio.complete(error)
+                return
+        self.mapped.submit(bio)
 
     @property
     def label(self) -> str:
@@ -190,7 +200,7 @@ def _path_of_number(major: int, minor: int) -> str:
     try:
         return "/dev/" + os.path.basename(os.readlink(link))
     except OSError:
-        raise BackingMissing(f"{major}:{minor}: no such block device") from None
+        raise NoSuchDevice(f"{major}:{minor}: no such block device") from None
 
 
 def mapped_name(word: str, mount_dir: str) -> str | None:

@@ -2,13 +2,14 @@
 
 Promises: the kernel's checks, in its order, with its errno; a refusal leaves everything as it was. Never
 blocks the event loop. `open_device_mapper` is the way in: leaving it suspends, commits and closes every pool.
-Source: behaviour reference; clients.md for what programs rely on.
+Source: docs/reference/behaviour.md; docs/reference/clients.md for what programs rely on.
 """
 
 import logging
 from collections import Counter
 from collections.abc import AsyncIterator, Collection, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from functools import partial
 from typing import Final
 
@@ -26,7 +27,7 @@ from thinfs.userspace.listener import DeviceListener, NoListener
 from thinfs.userspace.loading import Loading
 from thinfs.userspace.mapped_device import MappedDevice
 from thinfs.userspace.pools import Pools
-from thinfs.userspace.registry import Registry, unused_major
+from thinfs.userspace.registry import MAX_NESTING, Registry, unused_major
 from thinfs.userspace.table import Table
 from thinfs.userspace.target import Target
 from thinfs.userspace.targets.known import TARGET_VERSIONS, TARGETS
@@ -122,8 +123,10 @@ class DeviceMapper:
 
     # -- the seam: life of a device ----------------------------------------------------------------------
 
-    async def create(self, name: str, table: str | None, *, uuid: str = "", read_only: bool = False) -> DeviceInfo:
-        device = self._registry.add(name, uuid)
+    async def create(
+        self, name: str, table: str | None, *, uuid: str = "", read_only: bool = False, minor: int | None = None
+    ) -> DeviceInfo:
+        device = self._registry.add(name, uuid, minor)
         device.on_last_close = partial(self._closed, device)
         device.on_gate_opened = self.pools.pump
         if table is not None:
@@ -184,6 +187,8 @@ class DeviceMapper:
             return await run_blocking(partial(self._backings.acquire, word, read_only=read_only))
         if self._registry.stands_on(mapped, upper):
             raise InvalidArgument(f"{upper.name}: cannot stand on {mapped.name}, which stands on it")
+        if self._registry.nesting(mapped) >= MAX_NESTING:
+            raise InvalidArgument(f"{upper.name}: {mapped.name} is level {MAX_NESTING} of devices on devices already")
         return self._backings.acquire_mapped(mapped, read_only=read_only)
 
     async def _check_present(self, word: str) -> None:
@@ -206,7 +211,9 @@ class DeviceMapper:
             await self._suspend(device, noflush=noflush, lockfs=lockfs)
 
     async def _suspend(self, device: MappedDevice, *, noflush: bool, lockfs: bool) -> None:
-        if not device.suspended and device.live is not None:
+        if device.live is None:
+            device.suspended = True  # a state only, until there is a table: as the kernel
+        elif not device.suspended:
             try:
                 if not noflush:
                     await self.listener.before_suspend(device, lockfs=lockfs)
@@ -228,9 +235,17 @@ class DeviceMapper:
         old: Table | None = None
         size_before = device.size_bytes
         if device.live is None and device.inactive is None:
+            if device.suspended:
+                raise InvalidArgument(f"{device.name}: resume: no table is loaded")
             return  # as the kernel: a success without effect
         if device.inactive is not None:
             table, device.inactive = device.inactive, None
+            try:
+                for target in table.targets:
+                    target.check_swap()
+            except ThinfsError:
+                await table.close()
+                raise
             old = device.swap_in(table)
         try:
             if device.suspended or device.live is None:
@@ -304,12 +319,18 @@ class DeviceMapper:
                 with trio.CancelScope(shield=True):
                     await self.listener.renamed(device, name)
 
+    async def set_uuid(self, name: str, uuid: str) -> None:
+        async with self._locked(name) as device:
+            self._registry.set_uuid(device, uuid)
+
     # -- the seam: asking --------------------------------------------------------------------------------
 
     async def message(self, name: str, message: str, *, sector: int = 0) -> str:
         device = self.find(name)
         words = split_message(message)
         if words[0].lower() == CANCEL_DEFERRED_REMOVE:
+            if len(words) > 1:
+                raise InvalidArgument(f"{name}: {words[0]} takes no arguments")
             device.deferred_remove = False
             return ""
         if device.live is None:
@@ -321,9 +342,10 @@ class DeviceMapper:
                 return ""
         raise InvalidArgument(f"{name}: message: Target message sector {sector} outside device.")
 
-    async def status(self, name: str, *, noflush: bool = False) -> str:
+    async def status(self, name: str, *, noflush: bool = False, inactive: bool = False) -> str:
         device = self.find(name)
-        targets = [] if device.live is None else device.live.targets
+        table = device.inactive if inactive else device.live
+        targets = [] if table is None else table.targets
         return "\n".join([_line(target, await target.status_params(noflush=noflush)) for target in targets])
 
     async def table(self, name: str, *, inactive: bool = False) -> str:
@@ -331,10 +353,19 @@ class DeviceMapper:
         table = device.inactive if inactive else device.live
         return "\n".join(_line(target, target.table_params()) for target in (table.targets if table else []))
 
-    async def info(self, name: str) -> DeviceInfo:
+    async def info(self, name: str, *, inactive: bool = False) -> DeviceInfo:
         self.find(name)
         mounted = await self.listener.mounted()
-        return self._info(self.find(name), mounted=mounted)
+        device = self.find(name)
+        info = self._info(device, mounted=mounted)
+        if not inactive:
+            return info
+        table = device.inactive
+        return replace(
+            info,
+            target_count=0 if table is None else len(table.targets),
+            read_only=table is not None and table.read_only,
+        )
 
     async def wait(self, name: str, event_nr: int) -> DeviceInfo:
         device = self.find(name)

@@ -3,7 +3,7 @@
 Promises: a bio passes while the gate is open and is counted in flight until it is done; a suspend shuts the gate, waits
 for what is in flight, and holds what comes, from whomever, until the resume; a suspended device still answers
 everything that is not I/O. Satisfies the Image of thinfs.fuse. Mirrors dm's mapped_device.
-Source: behaviour reference, 6.5 and 9.
+Source: docs/reference/behaviour.md, 6.5 and 9.
 """
 
 import logging

@@ -1,7 +1,7 @@
 """The pools of this process, each bound to the mapped device it was first loaded on.
 
 Promises: a pool lives as long as a table of its device names it; a metadata device belongs to one pool; the checks of
-a table load in the kernel's order. Source: behaviour reference, section 1, "Table-load checks".
+a table load in the kernel's order. Source: docs/reference/behaviour.md, 1.1.
 """
 
 from collections.abc import Callable, Iterator

@@ -12,6 +12,8 @@ from thinfs.userspace.mapped_device import MappedDevice
 
 MAX_NAME_BYTES: Final = 127
 MAX_UUID_BYTES: Final = 128
+MAX_MINOR: Final = (1 << 20) - 1
+MAX_NESTING: Final = 64  # devices on devices; the kernel sets no limit, and 6.12 overruns its stack at 40 (seen in UML)
 _FIRST_INODE: Final = 2  # 1 is the mount's root
 
 
@@ -39,21 +41,36 @@ class Registry:
     def __len__(self) -> int:
         return len(self._devices)
 
-    def add(self, name: str, uuid: str) -> MappedDevice:
-        """A device without a table, of the lowest minor that is free. InvalidArgument, Busy."""
+    def add(self, name: str, uuid: str, minor: int | None = None) -> MappedDevice:
+        """A device without a table, of the lowest minor that is free or the given one. InvalidArgument, Busy;
+        NoSuchDevice for a minor that is taken."""
         self.check_new_name(name)
-        if len(uuid.encode()) > MAX_UUID_BYTES:
-            raise InvalidArgument(f"{name}: uuid of {len(uuid)} bytes is longer than {MAX_UUID_BYTES}")
-        if uuid and any(device.uuid == uuid for device in self):
-            raise Busy(f"{name}: uuid {uuid} is in use")
+        self._check_new_uuid(name, uuid)
         minors = {device.minor for device in self}
-        minor = next(minor for minor in range(len(minors) + 1) if minor not in minors)
+        if minor is None:
+            minor = next(minor for minor in range(len(minors) + 1) if minor not in minors)
+        elif minor in minors or not 0 <= minor <= MAX_MINOR:
+            raise NoSuchDevice(f"{name}: minor number {minor} is taken, or not one of 0 to {MAX_MINOR}")
         device = self._devices[name] = MappedDevice(name, uuid, self.major, minor, self._next_inode)
         self._next_inode += 1
         return device
 
+    def set_uuid(self, device: MappedDevice, uuid: str) -> None:
+        """Once only."""
+        self._check_new_uuid(device.name, uuid)
+        if device.uuid or not uuid:
+            raise InvalidArgument(f"{device.name}: its uuid cannot be changed from {device.uuid!r} to {uuid!r}")
+        device.uuid = uuid
+
+    def _check_new_uuid(self, name: str, uuid: str) -> None:
+        if len(uuid.encode("utf-8", "surrogateescape")) > MAX_UUID_BYTES:
+            raise InvalidArgument(f"{name}: uuid of {len(uuid)} bytes is longer than {MAX_UUID_BYTES}")
+        if uuid and any(device.uuid == uuid for device in self):
+            raise Busy(f"{name}: uuid {uuid} is in use")
+
     def check_new_name(self, name: str) -> None:
-        if not name or "/" in name or len(name.encode()) > MAX_NAME_BYTES or name in (".", "..") or "\0" in name:
+        size = len(name.encode("utf-8", "surrogateescape"))
+        if not 0 < size <= MAX_NAME_BYTES or "/" in name or name in (".", "..") or "\0" in name:
             raise InvalidArgument(f"{name!r}: not a device name (1 to {MAX_NAME_BYTES} bytes, no slash)")
         if name in self._devices:
             raise Busy(f"{name}: a device of that name exists")
@@ -96,6 +113,10 @@ class Registry:
         """Devices that one of its tables names."""
         numbers = device.deps()
         return [other for other in self if (other.major, other.minor) in numbers]
+
+    def nesting(self, device: MappedDevice) -> int:
+        """How many devices of ours stand one on the other, from this one down."""
+        return 1 + max((self.nesting(below) for below in self.used_by(device)), default=0)
 
     def stands_on(self, upper: MappedDevice, lower: MappedDevice) -> bool:
         """Whether `lower` is `upper`, or somewhere below it."""

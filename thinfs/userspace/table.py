@@ -62,8 +62,9 @@ class Table:
         return [(target, start, size) for target, start, size in sized if start + size > offset]
 
     def deps(self) -> list[tuple[int, int]]:
-        """(major, minor) of the block devices named, each once."""
-        return list(dict.fromkeys(number for target in self.targets for number in target.deps()))
+        """(major, minor) of the block devices named, each once, the one opened last first: as the kernel (seen)."""
+        opened = dict.fromkeys(number for target in self.targets for number in target.deps())
+        return list(reversed(opened))
 
     async def close(self) -> None:
         for target in self.targets:

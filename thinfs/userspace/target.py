@@ -2,7 +2,7 @@
 
 Promises asked of a target: `submit` gets bios inside its length, offsets in bytes from its start, and completes each,
 now or later; it raises nothing. It belongs to one table of one device and lets go of everything in `close`.
-Source: behaviour reference, sections 1 and 2.
+Source: docs/reference/behaviour.md, 1 and 2.
 """
 
 from collections.abc import Iterator, Sequence
@@ -45,6 +45,9 @@ class Target(Protocol):
     def volume(self) -> Volume | None:
         """Who may serve its I/O beside it, from offset 0, while the table is the live one and lets I/O pass."""
 
+    def check_swap(self) -> None:
+        """Before its table becomes the live one: may refuse, and the table before it stays."""
+
     async def presuspend(self, *, noflush: bool) -> None:
         """Before the device waits for its I/O in flight."""
 
@@ -57,7 +60,7 @@ class Target(Protocol):
     async def close(self) -> None: ...
 
     def deps(self) -> list[tuple[int, int]]:
-        """(major, minor) of the block devices that it names."""
+        """(major, minor) of the block devices that it names, in the order in which they are opened."""
 
     def lowers(self) -> Iterator[Backing]:
         """What it stands on."""
@@ -103,6 +106,9 @@ class Plain:
     @property
     def volume(self) -> Volume | None:
         return None
+
+    def check_swap(self) -> None:
+        return
 
     async def presuspend(self, *, noflush: bool) -> None:
         return

@@ -7,7 +7,7 @@ from typing import Final
 from thinfs.dm.backend import TargetVersion
 from thinfs.userspace.loading import Loading
 from thinfs.userspace.target import Target
-from thinfs.userspace.targets import error, linear, pool, thin, zero
+from thinfs.userspace.targets import error, linear, pool, refused, striped, thin, zero
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,10 +17,14 @@ class TargetType:
     immutable: bool = False  # a live one is replaced by its own kind alone
 
 
-TARGETS: Final[dict[str, TargetType]] = {
+TARGETS: Final[dict[str, TargetType]] = {  # in the order of kernel 6.1: the one that came last first
+    "snapshot-merge": TargetType((1, 5, 0), refused.load),
+    "snapshot-origin": TargetType((1, 9, 0), refused.load),
+    "snapshot": TargetType((1, 16, 0), refused.load),
+    "zero": TargetType((1, 1, 0), zero.load),
     "thin-pool": TargetType((1, 22, 0), pool.load, immutable=True),
     "thin": TargetType((1, 22, 0), thin.load),
-    "zero": TargetType((1, 2, 0), zero.load),
+    "striped": TargetType((1, 6, 0), striped.load),
     "linear": TargetType((1, 4, 0), linear.load),
     "error": TargetType((1, 5, 0), error.load),
 }

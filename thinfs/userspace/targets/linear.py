@@ -38,16 +38,13 @@ class LinearTarget(Plain):
     def lowers(self) -> Iterator[Backing]:
         yield self._backing
 
-    def check_fits(self) -> None:
+    def check_swap(self) -> None:
         available = bytes_to_sectors(self._backing.size_bytes)
         if self._offset_sectors + self.line.length_sectors > available:
             raise InvalidArgument(
                 f"linear: {self.line.params[0]} too small for target: start={self._offset_sectors}, "
                 f"len={self.line.length_sectors}, dev_size={available}"
             )
-
-    async def preresume(self) -> None:
-        self.check_fits()
 
     def read_now(self, offset: int, length: int) -> bytes | None:
         return self._backing.read_now(self._start + offset, length)
@@ -89,7 +86,7 @@ async def load(loading: Loading) -> LinearTarget:
     target = LinearTarget(line, backing, offset, loading.release)
     try:
         if loading.first_table:
-            target.check_fits()
+            target.check_swap()
     except BaseException:
         await target.close()
         raise

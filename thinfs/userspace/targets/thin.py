@@ -49,9 +49,9 @@ class ThinTarget(Plain):
         return await self._active.ask(lambda: self._active.pool.thin_status(self.thin))
 
     def lowers(self) -> Iterator[Backing]:
-        yield self._pool_backing
         if self._origin is not None:
             yield self._origin
+        yield self._pool_backing
 
     @property
     def supports_discard(self) -> bool:  # type: ignore[override]

@@ -1,0 +1,35 @@
+"""All of some disks, read as the commands read them."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from thinfs.errors import ThinfsError
+from thinfs.lvm.opening import open_volumes
+
+
+@dataclass
+class Read:
+    contents: dict[str, bytes]
+    refused: dict[str, str]  # the line
+    problems: tuple[str, ...]
+    doubts: list[str]  # of its pools and groups: why nothing may be written
+
+
+def read_all(paths: Sequence[str]) -> Read:
+    contents, refused, doubts = {}, {}, []
+    with open_volumes(paths) as (volumes, _):
+        for volume in volumes:
+            try:
+                if volume.lv.pool is not None:
+                    doubts += volumes.pool_of(volume).doubts
+                    continue
+                readable = volumes.open_verified(volume)
+                if volume.lv.visible:
+                    contents[volume.label] = readable.read(0, readable.size_bytes)
+            except ThinfsError as error:
+                assert "\n" not in str(error)
+                refused[volume.label] = str(error)
+        problems = volumes.disks.problems
+        doubts += [line for group in volumes.disks.groups for line in group.doubts]
+    assert not [line for line in problems if "\n" in line]
+    return Read(contents, refused, problems, doubts)

@@ -1,0 +1,24 @@
+"""The way in: some paths become the volumes on them, for as long as the images are open."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+
+from thinfs.errors import InvalidArgument
+from thinfs.lvm.disks import scan
+from thinfs.lvm.image import DiskImage
+from thinfs.lvm.in_use import refuse_in_use, users
+from thinfs.lvm.volumes import Volumes
+
+
+@contextmanager
+def open_volumes(paths: Sequence[str], *, live: bool = False) -> Iterator[tuple[Volumes, list[str]]]:
+    """The volumes, and who uses the disks: Busy for the first of those, unless `live`."""
+    with ExitStack() as stack:
+        images = [stack.enter_context(DiskImage(path)) for path in paths]
+        for i, image in enumerate(images):
+            if any(image.identity == other.identity for other in images[:i]):
+                raise InvalidArgument(f"{image.label}: given twice")
+        disks = scan(images)
+        if not live:
+            refuse_in_use(images, disks.groups)
+        yield Volumes(disks), users(images, disks.groups) if live else []
