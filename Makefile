@@ -1,5 +1,5 @@
 # make demo, make test, make lint: each sets up what it needs first (scripts/setup), which takes a second when all is there.
-.PHONY: setup demo test simulation differential lint bench bench-quick profile clean
+.PHONY: setup demo test test-on simulation differential lint bench bench-quick profile clean
 .NOTPARALLEL:
 
 # Debian keeps mke2fs, debugfs and thin_check where an ordinary user's PATH does not lead.
@@ -15,6 +15,12 @@ demo:
 test:
 	@scripts/setup test
 	.venv/bin/pytest $(ARGS)
+
+# Both commands in a bare root of another Debian, as root and as an ordinary user: make test-on SUITE=bookworm, trixie or sid.
+# Needs root. WHO=user: as one of them. TEST_ARGS="-x tests/tools", COMMANDS=demo, FRESH=1: scripts/test-on.
+test-on:
+	@scripts/setup test-on
+	scripts/test-on $(SUITE) $(WHO)
 
 # 100 long histories: every power cut, every fault; then the bulk paths. ARGS="--histories 1000 --seed 5000" for others.
 simulation:

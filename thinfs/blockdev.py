@@ -7,17 +7,22 @@ A regular file is rounded down to whole sectors, as the loop driver does.
 
 import errno
 import fcntl
+import logging
 import os
 import stat
 import struct
+import time
 from typing import Protocol, TypeAlias, runtime_checkable
 
-from thinfs.errors import BackingMissing, Busy, IOFailed, from_oserror
+from thinfs.errors import BackingMissing, Busy, IOFailed, ThinfsError, from_oserror
 from thinfs.libc import FALLOC_FL_KEEP_SIZE, FALLOC_FL_PUNCH_HOLE, fallocate
 from thinfs.units import SECTOR_BYTES
 
 Buffer: TypeAlias = bytes | bytearray | memoryview
 
+log = logging.getLogger(__name__)
+
+_LOG_SECONDS = 60.0
 _BLKDISCARD = 0x1277
 _BLKGETSIZE64 = 0x80081272
 
@@ -86,6 +91,15 @@ class FileDevice:
             raise Busy(f"{path}: in use by another process") from None
         self._label = f"{os.major(info.st_rdev)}:{os.minor(info.st_rdev)}" if self._is_block else self.path
         self._discard_works = True
+        self._logged: dict[tuple[str, int | None], float] = {}
+
+    def _failed(self, error: OSError, what: str) -> ThinfsError:
+        """The error of an operation; the log has it too, once a minute, for whoever did the I/O sees a number only."""
+        kind, now = (what.split(" ")[0], error.errno), time.monotonic()
+        if now - self._logged.get(kind, -_LOG_SECONDS) >= _LOG_SECONDS:
+            self._logged[kind] = now
+            log.error("%s: %s: %s", self.path, what, error.strerror)
+        return from_oserror(error, f"{self.path}: {what}")
 
     def fileno(self) -> int:
         return self._fd
@@ -115,7 +129,7 @@ class FileDevice:
                     raise IOFailed(f"{self.path}: no data at byte {offset + len(data)}, it ends before")
                 data += more
         except OSError as error:
-            raise from_oserror(error, f"{self.path}: read at byte {offset}") from None
+            raise self._failed(error, f"read at byte {offset}") from None
         return data
 
     def write(self, offset: int, data: Buffer) -> None:
@@ -126,13 +140,13 @@ class FileDevice:
                 while done < len(view):
                     done += os.pwrite(self._fd, view[done:], offset + done)
         except OSError as error:
-            raise from_oserror(error, f"{self.path}: write at byte {offset}") from None
+            raise self._failed(error, f"write at byte {offset}") from None
 
     def flush(self) -> None:
         try:
             os.fdatasync(self._fd)
         except OSError as error:
-            raise from_oserror(error, f"{self.path}: flush") from None
+            raise self._failed(error, "flush") from None
 
     def discard(self, offset: int, length: int) -> None:
         try:
@@ -143,7 +157,8 @@ class FileDevice:
         except OSError as error:
             if error.errno in (errno.EOPNOTSUPP, errno.ENOSYS):
                 self._discard_works = False
-            raise from_oserror(error, f"{self.path}: discard at byte {offset}") from None
+                raise from_oserror(error, f"{self.path}: discard at byte {offset}") from None
+            raise self._failed(error, f"discard at byte {offset}") from None
 
     def close(self) -> None:
         if self._fd >= 0:

@@ -42,12 +42,19 @@ def test_two_servers_have_each_their_own_block_devices(volumes: Volumes, second_
     need_block_devices()
     volumes.create_thin("t", SIZE)
     table = f"0 {SIZE // 512} zero"
-    # The name is taken in /dev/mapper: the second server's device is a file, and the first one's link stays.
+    # The name is taken in /dev/mapper, where mkfs would find the first one's device: refused, naming its server.
     link = os.readlink(volumes.node("t"))
-    second_server.dmsetup("create", volumes.name("t"), "--table", table)
-    assert os.readlink(volumes.node("t")) == link
-    second_server.dmsetup("remove", volumes.name("t"))
-    assert os.readlink(volumes.node("t")) == link
+    refused = second_server.run("dmsetup", "create", volumes.name("t"), "--table", table)
+    assert refused.returncode == 1
+    first, reason, _ = refused.stdout.splitlines()
+    assert first.endswith("failed: Device or resource busy")
+    assert reason.endswith(f"of another server, that of {volumes.server.mount}")
+    other = volumes.name("other")
+    second_server.dmsetup("create", other, "--table", table)
+    refused = second_server.run("dmsetup", "rename", other, volumes.name("t"))
+    assert (refused.returncode, f"that of {volumes.server.mount}" in refused.stdout) == (1, True)
+    assert os.readlink(f"/dev/mapper/{other}") != link
+    second_server.dmsetup("remove", other)
     second_server.stop()
     assert os.readlink(volumes.node("t")) == link
 

@@ -6,12 +6,13 @@ reason at the end of the run, on the backends whose entry here names it.
 
 from typing import Final
 
-BACKENDS: Final = ("userspace", "server", "server-pyfuse3", "kernel6.1", "kernel6.12", "kernel")
+BACKENDS: Final = ("userspace", "server", "server-pyfuse3", "ioctl", "kernel6.1", "kernel6.12", "kernel")
 
 LACKS: Final[dict[str, dict[str, str]]] = {
     "userspace": {},
     "server": {"failing data": "threads serve it past what makes it fail; server-pyfuse3 runs the test"},
     "server-pyfuse3": {},
+    "ioctl": {},
     "kernel6.1": {},
     "kernel6.12": {},
     "kernel": {"gigabyte": "its disks lie in memory, where zeroing a block of 1 GiB may not fit"},

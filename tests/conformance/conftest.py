@@ -19,6 +19,7 @@ from kernel_backend.uml import KERNEL_6_1, KERNEL_6_12, GuestKernel
 from thinfs.userspace.blocking import run_on_the_spot
 
 from .capabilities import BACKENDS, LACKS
+from .ioctl_machines import IoctlServers, ioctl_machine, ioctl_servers
 from .kernel_machines import GuestSupply, guest_machine, guest_supply, local_machine
 from .userspace_machines import ServerProcess, server_machine, server_process, userspace_machine
 from .workbench import Machine, PoolOnBench, Workbench
@@ -133,6 +134,12 @@ def suite_server_pyfuse3() -> Iterator[ServerProcess]:
         yield server
 
 
+@pytest.fixture(scope="session")
+def suite_ioctl_servers() -> Iterator[IoctlServers]:
+    with ioctl_servers() as servers:
+        yield servers
+
+
 @pytest.fixture
 def machine_maker(
     backend_name: str, request: pytest.FixtureRequest
@@ -144,6 +151,9 @@ def machine_maker(
         case "server" | "server-pyfuse3":
             server = request.getfixturevalue("suite_" + backend_name.replace("-", "_"))
             return lambda: server_machine(server)
+        case "ioctl":
+            servers = request.getfixturevalue("suite_ioctl_servers")
+            return lambda: ioctl_machine(servers)
         case "kernel":
             return local_machine
     supply = request.getfixturevalue("suite_guest_" + backend_name.removeprefix("kernel").replace(".", "_"))

@@ -20,7 +20,7 @@ from thinfs.userspace import pools
 from . import faults
 
 
-def _end_with_the_suite() -> None:
+def end_with_the_suite() -> None:
     """Its end of our standard input closes however it ends."""
     sys.stdin.buffer.read()
     os.kill(os.getpid(), signal.SIGTERM)
@@ -29,7 +29,7 @@ def _end_with_the_suite() -> None:
 def main(directory: str, no_space_timeout: str, served_by: str) -> None:
     native = {"native": True, "pyfuse3": False}[served_by]
     log_to_stderr()
-    threading.Thread(target=_end_with_the_suite, daemon=True).start()
+    threading.Thread(target=end_with_the_suite, daemon=True).start()
     with pytest.MonkeyPatch.context() as patch, faults.installed(servable=native):
         patch.setattr(nodes, "available", lambda: "the suite uses the files")
         patch.setattr(pools, "NO_SPACE_TIMEOUT_SECONDS", float(no_space_timeout))

@@ -2,9 +2,9 @@
 
 import pytest
 
-from thinfs.errors import Busy, InvalidArgument
+from thinfs.errors import BadMetadata, Busy, InvalidArgument
 
-from .workbench import PoolOnBench
+from .workbench import PoolOnBench, Workbench
 
 
 async def test_its_block_is_in_the_status_while_it_is_held(pool: PoolOnBench) -> None:
@@ -77,3 +77,37 @@ async def test_many_in_a_row_take_no_space_that_stays(pool: PoolOnBench) -> None
         await pool.message("reserve_metadata_snap")
         await pool.message("release_metadata_snap")
     assert (await pool.status()).used_metadata_blocks == before
+
+
+@pytest.mark.parametrize("damaged", ["tree", "held root"])
+async def test_a_damaged_one_is_let_go_and_the_pool_lives_on(bench: Workbench, damaged: str) -> None:
+    pool = await bench.prepare()
+    pool.metadata = await bench.metadata_disk(checked=False)  # what is below it leaks
+    await pool.create()
+    thin = await pool.thin(0)
+    for block in range(8):
+        await thin.write(block, block)
+    await thin.remove()
+    await pool.message("reserve_metadata_snap")
+    await pool.message("create_thin 1")
+    held = (await pool.status()).held_root
+    assert held is not None
+    await pool.remove()
+    superblock = await pool.metadata.read(held * 4096, 4096)
+    root = int.from_bytes(superblock[320:328], "little")  # data_mapping_root
+    await pool.metadata.write((root if damaged == "tree" else held) * 4096, bytes(4096))
+    await pool.create()
+    if damaged == "tree":
+        await pool.message("release_metadata_snap")
+    else:
+        with pytest.raises(BadMetadata):
+            await pool.message("release_metadata_snap")
+    stays = damaged == "held root" and bench.machine.kernel >= (6, 12)  # 6.12 reads it before it lets it go (seen)
+    status = await pool.status()
+    assert (status.mode, status.needs_check, status.held_root) == ("rw", False, held if stays else 0)
+    await pool.message("create_thin 9")
+    if stays:
+        with pytest.raises(Busy):
+            await pool.message("reserve_metadata_snap")
+    else:
+        await pool.message("reserve_metadata_snap")

@@ -12,7 +12,7 @@ import socket
 import subprocess
 import sys
 import tempfile
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TypeVar
 
@@ -82,6 +82,42 @@ async def userspace_machine() -> AsyncIterator[Machine]:
         shutil.rmtree(directory)
 
 
+class SuiteProcess:
+    """A module of this package that serves until its standard input closes; it answers when this is made."""
+
+    def __init__(
+        self, directory: Path, log: Path, module: str, *words: str, environment: Mapping[str, str] = {}
+    ) -> None:
+        notify = directory / "notify"
+        notify.unlink(missing_ok=True)
+        package = str(__package__)
+        root = str(Path(__file__).parents[package.count(".") + 1])
+        search = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as ready, log.open("ab") as output:
+            ready.bind(str(notify))
+            ready.settimeout(60)
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", f"{package}.{module}", *words],
+                env={**os.environ, "NOTIFY_SOCKET": str(notify), "PYTHONPATH": search, **environment},
+                stdin=subprocess.PIPE,
+                stdout=output,
+                stderr=output,
+            )
+            try:
+                assert b"READY=1" in ready.recv(4096)
+            except (TimeoutError, AssertionError):
+                raise AssertionError(f"the server did not start: {log.read_text()}") from None
+
+    def stop(self) -> None:
+        assert self._process.stdin is not None
+        self._process.stdin.close()
+        try:
+            self._process.wait(30)
+        except subprocess.TimeoutExpired:
+            self._process.send_signal(signal.SIGKILL)
+            self._process.wait()
+
+
 class ServerProcess:
     """A server of the suite's own: a directory, a process, a mount. `served_by`: native or pyfuse3."""
 
@@ -92,45 +128,21 @@ class ServerProcess:
         self.log = self.directory / "server.log"
         self.no_space_timeout = DEFAULT_NO_SPACE_TIMEOUT
         self.nr_disks = 0
-        self._process: subprocess.Popen[bytes] | None = None
+        self._process: SuiteProcess | None = None
 
     def start(self) -> None:
-        notify = self.directory / "notify"
-        notify.unlink(missing_ok=True)
-        package = str(__package__)
-        root = str(Path(__file__).parents[package.count(".") + 1])
-        search = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))
-        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as ready, self.log.open("ab") as log:
-            ready.bind(str(notify))
-            ready.settimeout(60)
-            self._process = subprocess.Popen(
-                [
-                    sys.executable,
-                    "-m",
-                    f"{package}.server_process",
-                    str(self.mount),
-                    str(self.no_space_timeout),
-                    self._served_by,
-                ],
-                env={**os.environ, "NOTIFY_SOCKET": str(notify), "PYTHONPATH": search},
-                stdin=subprocess.PIPE,
-                stdout=log,
-                stderr=log,
-            )
-            try:
-                assert b"READY=1" in ready.recv(4096)
-            except (TimeoutError, AssertionError):
-                raise AssertionError(f"the server did not start: {self.log.read_text()}") from None
+        self._process = SuiteProcess(
+            self.directory,
+            self.log,
+            "server_process",
+            str(self.mount),
+            str(self.no_space_timeout),
+            self._served_by,
+        )
 
     def stop(self) -> None:
         if self._process is not None:
-            assert self._process.stdin is not None
-            self._process.stdin.close()
-            try:
-                self._process.wait(30)
-            except subprocess.TimeoutExpired:
-                self._process.send_signal(signal.SIGKILL)
-                self._process.wait()
+            self._process.stop()
             self._process = None
         if os.path.ismount(self.mount):
             subprocess.run(["umount", "-l", str(self.mount)], check=False)
@@ -208,14 +220,15 @@ def _system_errors(path: Path) -> Iterator[None]:
 
 
 class MountedBackend:
-    """The control client, but devices are opened as files of the mount."""
+    """Verbs by one control client, devices opened as files of the mount, their discards by the server's own."""
 
-    def __init__(self, server: ServerProcess, client: ControlClient) -> None:
+    def __init__(self, server: ServerProcess, client: ControlClient, verbs: ControlClient) -> None:
         self._server = server
         self._client = client
+        self._verbs = verbs
 
     def __getattr__(self, name: str) -> object:
-        return getattr(self._client, name)
+        return getattr(self._verbs, name)
 
     async def open(self, name: str) -> OpenDevice:
         return await trio.to_thread.run_sync(MountedDevice, self._server.mount / name, self._client)
@@ -224,10 +237,11 @@ class MountedBackend:
 class ServerMachine:
     kernel = (6, 1)
 
-    def __init__(self, server: ServerProcess, client: ControlClient) -> None:
+    def __init__(self, server: ServerProcess, client: ControlClient, verbs: ControlClient | None = None) -> None:
+        """`verbs` is who is asked for all but I/O, if not the server itself."""
         self._server = server
         self._client = client
-        self._backend = MountedBackend(server, client)
+        self._backend = MountedBackend(server, client, verbs or client)
 
     @property
     def backend(self) -> Backend:

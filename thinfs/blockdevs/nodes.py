@@ -18,7 +18,9 @@ import trio
 from thinfs.blockdevs import file_system, loop
 from thinfs.blockdevs.agent import Agent
 from thinfs.blockdevs.loop import InUse, LoopDevice
+from thinfs.dead_server import FS_TYPE, resolved
 from thinfs.errors import Busy
+from thinfs.mountinfo import mounted_on
 
 log = logging.getLogger(__name__)
 
@@ -133,6 +135,22 @@ class Nodes:
         if device is not None and await self._call("mounted", device.number):
             return f"{device.path} is mounted"
         return None
+
+    def check_new_name(self, name: str) -> None:
+        """Busy if the link of that name is another server's: whoever went by it would come to the wrong volume. Asks
+        no device, so it may be called from the trio thread."""
+        path = os.path.join(self._mapper_dir, name)
+        try:
+            device = loop.by_path(os.readlink(path))
+        except OSError:
+            return
+        file = None if device is None else loop.backing_path(device)
+        if file is None or name in self._loops:
+            return
+        directory = os.path.dirname(file)
+        entry = mounted_on(directory)
+        if entry is not None and entry.fs_type == FS_TYPE and directory != resolved(self._mount_dir):
+            raise Busy(f"{name}: {path} leads to the device of that name of another server, that of {directory}")
 
     async def activated(self, device: NamedDevice) -> None:
         path = os.path.join(self._mount_dir, device.name)

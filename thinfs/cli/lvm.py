@@ -13,7 +13,7 @@ from dataclasses import asdict
 from typing import Any, Final, TypeAlias
 
 from thinfs.cli.docker import size_text
-from thinfs.errors import InvalidArgument, NotSupported, ThinfsError, from_oserror
+from thinfs.errors import InvalidArgument, NotSupported, ThinfsError
 from thinfs.lvm.export import export_to_file, export_to_stream
 from thinfs.lvm.listing import PoolRow, VolumeRow, pool_rows, volume_rows
 from thinfs.lvm.opening import open_volumes
@@ -33,11 +33,6 @@ def main(arguments: Sequence[str]) -> int:
         return run(options)
     except ThinfsError as error:
         print(f"thinfs lvm {options.command}: {error}", file=sys.stderr)
-    except BrokenPipeError:
-        sys.stdout = open(os.devnull, "w")  # noqa: SIM115  # nobody listens, also not at exit
-        return 141
-    except OSError as error:
-        print(f"thinfs lvm {options.command}: {from_oserror(error, str(error.filename))}", file=sys.stderr)
     return 1
 
 
@@ -228,6 +223,22 @@ def _wrong(volumes: Volumes) -> Iterable[str]:
             yield str(error)
 
 
+# -- serve
+
+
+def _serve_options(one: argparse.ArgumentParser) -> None:
+    one.add_argument("volumes", metavar="VOLUME", nargs="*", help="VG/LV, or LV alone (default: all)")
+    one.add_argument("--mount", metavar="DIR", help="where the volumes are files (default: as of `thinfs serve`)")
+    one.add_argument("--overlay", metavar="FILE", help="writable: what is written goes into FILE, which is made")
+    one.add_argument("--foreground", action="store_true", help="stay here, log to standard error")
+
+
+def _serve(options: argparse.Namespace) -> int:
+    from thinfs.cli.lvm_serve import serve
+
+    return serve(options)
+
+
 # -- export
 
 
@@ -254,5 +265,6 @@ Run: TypeAlias = Callable[[argparse.Namespace], int]
 COMMANDS: Final[dict[str, tuple[Run, str, Callable[[argparse.ArgumentParser], None]]]] = {
     "list": (_list, "disks, groups, pools and volumes, what is in them, and what cannot be opened", _list_options),
     "check": (_check, "everything that can be checked without a write: labels, texts, pools, volumes", _no_options),
+    "serve": (_serve, "the volumes as files, read-only; `thinfs stop` ends it", _serve_options),
     "export": (_export, "copy a volume to a sparse file", _export_options),
 }

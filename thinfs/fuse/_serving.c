@@ -221,13 +221,25 @@ static bool transfer(const struct grant *grant, char *data)
     return true;
 }
 
+/* Whoever flushed sees a number only; of many, once a minute. */
+static int flush(int fd)
+{
+    static _Atomic uint64_t told;
+    int error = fdatasync(fd) < 0 ? errno : 0;
+    if (error && (!told || now() - told > 60000000000)) {
+        told = now();
+        fprintf(stderr, "thinfs: flush of a data device: %s\n", strerror(error));
+    }
+    return error;
+}
+
 /* Do what is granted. False where the device below failed: Python tries again, and answers its error. But not a flush: it
  * tells of an error once. */
 static bool perform(const struct grant *grant, const struct request *request, char *scratch, int *refusal)
 {
     uint64_t unique = request->in->unique;
     if (grant->operation == OP_FLUSH) {
-        *refusal = answer(fuse_fd, unique, fdatasync(grant->fd) < 0 ? errno : 0, NULL, 0);
+        *refusal = answer(fuse_fd, unique, flush(grant->fd), NULL, 0);
         return true;
     }
     if (!transfer(grant, grant->operation == OP_READ ? scratch : request->payload))

@@ -57,10 +57,7 @@ class ReadOnlyBlockDevice:
     """thinfs.blockdev.BlockDevice over what can be read."""
 
     readable: Readable
-
-    @property
-    def label(self) -> str:
-        return self.readable.label
+    label: str
 
     @property
     def size_bytes(self) -> int:
@@ -75,6 +72,9 @@ class ReadOnlyBlockDevice:
 
     def write(self, offset: int, data: Buffer) -> None:
         self._refuse(f"write of {len(data)} bytes at {offset}")
+
+    def data_ranges(self, begin: int, end: int) -> Iterator[tuple[int, int]]:
+        return self.readable.data_ranges(begin, end)
 
     def flush(self) -> None:
         return

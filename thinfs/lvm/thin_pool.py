@@ -42,7 +42,7 @@ class ThinPool:
         return self.superblock.data_space_map_root.nr_blocks
 
     def check(self) -> Verdict:
-        return check_pool(ReadOnlyBlockDevice(self.metadata))
+        return check_pool(ReadOnlyBlockDevice(self.metadata, self.metadata.label))
 
     def device(self, name: str, thin: Thin) -> DeviceDetails:
         """Of the volume VG/LV: the device that the text means, or why there is none (NoSuchThin, Busy, BadMetadata)."""
@@ -71,7 +71,7 @@ class ThinPool:
 def open_pool(name: str, text: Pool, metadata: Readable, data: Readable) -> ThinPool:
     """BadMetadata, Busy or NotSupported with one line that begins with the pool's name."""
     try:
-        trees = PoolTrees.open(ReadOnlyBlockDevice(metadata))
+        trees = PoolTrees.open(ReadOnlyBlockDevice(metadata, metadata.label))
         superblock = trees.superblock
         _check_features(superblock)
         _check_sizes(text, superblock, metadata, data)

@@ -4,6 +4,7 @@ Promises: what stands under a volume is opened with it, down to the disks, once,
 is not another's. Source: docs/reference/lvm.md, 6 and 9.
 """
 
+import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Final
@@ -15,7 +16,7 @@ from thinfs.lvm.reading import Readable
 from thinfs.lvm.thin_pool import ThinPool, open_pool
 from thinfs.lvm.thin_volume import ThinVolume
 from thinfs.lvm.volume_group import LogicalVolume, Striped, Thin
-from thinfs.units import sectors_to_bytes
+from thinfs.units import METADATA_BLOCK_BYTES, sectors_to_bytes
 
 _DEEPEST: Final = 32  # volumes upon volumes
 
@@ -100,6 +101,17 @@ class Volumes:
         if isinstance(readable, ThinVolume) and volume.lv.thin is not None:
             readable.verify(self.pool_of(volume).verified)
         return readable
+
+    def state(self, volume: Volume) -> str:
+        """A digest of all that says where the contents of a volume that can be opened are: other contents of a thin
+        have another one, those of a linear volume only if it was moved."""
+        digest = hashlib.sha256(repr((volume.group.vg.uuid, volume.lv.uuid, volume.lv.segments)).encode())
+        if volume.lv.thin is not None:
+            pool = self.pool_of(volume)
+            digest.update(pool.metadata.read(0, METADATA_BLOCK_BYTES))
+            if volume.lv.thin.external_origin is not None:
+                digest.update(self.state(self._below(volume, volume.lv.thin.external_origin)).encode())
+        return digest.hexdigest()
 
     def pool_of(self, volume: Volume) -> ThinPool:
         """Of a thin volume, or of the pool's own LV."""

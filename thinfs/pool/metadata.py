@@ -12,7 +12,16 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 
 from thinfs.bio import Bio, Op, Submits, answers_at_once, submitter
-from thinfs.errors import BadMetadata, Busy, Exists, InvalidArgument, NoSuchThin, PermissionRefused, ThinfsError
+from thinfs.errors import (
+    BadMetadata,
+    Busy,
+    Exists,
+    InvalidArgument,
+    IOFailed,
+    NoSuchThin,
+    PermissionRefused,
+    ThinfsError,
+)
 from thinfs.ondisk.btree_node import BtreeNode
 from thinfs.ondisk.superblock import FLAG_NEEDS_CHECK, NO_SPACE_MAP, SUPERBLOCK_LOCATION, Superblock
 from thinfs.ondisk.thin import DeviceDetails
@@ -476,17 +485,30 @@ class PoolMetadata:
         self._superblock = replace(self._superblock, held_root=held_root)
         yield from self.commit()
 
-    def release_metadata_snap(self) -> Steps[None]:
+    def release_metadata_snap(self) -> Steps[ThinfsError | None]:
+        """The held root goes first; then what can be read below it is given back, and what cannot leaks.
+
+        The error of a snapshot that could not be read itself is returned (docs/reference/behaviour.md, 10).
+        """
         self.begin_change()
         held_root = self.held_root
         if not held_root:
             raise InvalidArgument("release_metadata_snap: none is held")
         objects = self.objects
-        copy = objects.bm.read(held_root, Superblock)
-        if copy.held_root:
-            raise BadMetadata(f"metadata block {held_root}: a metadata snapshot that holds another")
         self._superblock = replace(self._superblock, held_root=0)
-        yield from objects.mapping.delete(copy.data_mapping_root)
-        yield from objects.details.delete(copy.device_details_root)
-        objects.tm.dec(held_root)
+        failure: ThinfsError | None = None
+        try:
+            copy = objects.bm.read(held_root, Superblock)
+            if copy.held_root:
+                raise BadMetadata(f"metadata block {held_root}: a metadata snapshot that holds another")
+        except (BadMetadata, IOFailed) as error:
+            failure = error
+        else:
+            for tree, root in ((objects.mapping, copy.data_mapping_root), (objects.details, copy.device_details_root)):
+                try:
+                    yield from tree.delete(root)
+                except (BadMetadata, IOFailed) as error:
+                    log.error("release_metadata_snap: what is below block %d leaks: %s", root, error)
+            objects.tm.dec(held_root)
         yield from self.commit()
+        return failure

@@ -110,13 +110,24 @@ class NewMappings:
         bio = mapping.bio
         self._start(mapping, bio.length, self._state.data.write_in_block(mapping.data_block, 0, bio.data))
 
+    def _could_not_fill(self, mapping: NewMapping, why: ThinfsError) -> ThinfsError:
+        """The allocated block stays counted, as in the kernel: one leaks per failed copy (seen). But a data file on a
+        full file system, which the kernel does not have, would lose a block with each retry."""
+        text = f"thin {mapping.thin.dev_id}: filling data block {mapping.data_block}: {why}"
+        if not isinstance(why, NoSpace):
+            return IOFailed(text)
+        try:
+            self._state.metadata.dec_data_blocks(mapping.data_block, mapping.data_block + 1)
+        except ThinfsError as failure:
+            self._space.metadata_operation_failed("dec_data_blocks", failure)
+        return NoSpace(text)
+
     def insert(self, mapping: NewMapping) -> None:
         """Insert a mapping whose data is in place, and let its bio and those behind it go on."""
         thin, bio = mapping.thin, mapping.bio
         error: ThinfsError | None = None
         if mapping.error is not None:
-            # the allocated block stays counted, as in the kernel: one leaks per failed copy (seen)
-            error = IOFailed(f"thin {thin.dev_id}: filling data block {mapping.data_block}: {mapping.error}")
+            error = self._could_not_fill(mapping, mapping.error)
         else:
             try:
                 thin.internal.insert_block(mapping.cell.begin, mapping.data_block)

@@ -186,7 +186,7 @@ class Pool:
         message = parse_pool_message(words)
         yield from self._hold_in_place()
         try:
-            yield from self._carry_out(message)
+            failed = yield from self._carry_out(message)
         except _REFUSALS:
             raise
         except ThinfsError as failure:
@@ -195,8 +195,11 @@ class Pool:
             raise
         yield from self.space.commit_ignoring_errors()
         yield from self._run_requeued()
+        if failed is not None:
+            raise failed
 
-    def _carry_out(self, message: PoolMessage) -> Steps[None]:
+    def _carry_out(self, message: PoolMessage) -> Steps[ThinfsError | None]:
+        """What is raised has failed altogether; an error that is returned is answered, and the pool goes on."""
         metadata = self.metadata
         match message:
             case CreateThin(dev_id):
@@ -213,7 +216,8 @@ class Pool:
                 yield from self.space.commit_ignoring_errors()
                 yield from metadata.reserve_metadata_snap()
             case ReleaseMetadataSnap():
-                yield from metadata.release_metadata_snap()
+                return (yield from metadata.release_metadata_snap())
+        return None
 
     def status(self, *, noflush: bool = False) -> Steps[str]:
         """The INFO parameters; commits first unless noflush or suspended."""

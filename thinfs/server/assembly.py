@@ -35,6 +35,10 @@ class FrontEnds:
         self.numbers: Numbers | None = None
         self._nodes = block_devices
 
+    def check_new_name(self, name: str) -> None:
+        if self._nodes is not None:
+            self._nodes.check_new_name(name)
+
     async def activated(self, device: MappedDevice) -> None:
         if self._nodes is not None:
             await self._nodes.activated(device)
@@ -86,10 +90,13 @@ class FrontEnds:
 
 
 @asynccontextmanager
-async def userspace(directory: str, *, native: bool = True) -> AsyncIterator[Served]:
-    """The assembly of `thinfs serve`. Not `native`: all I/O goes through pyfuse3."""
+async def userspace(directory: str, *, loop_devices: bool = True, native: bool = True) -> AsyncIterator[Served]:
+    """The assembly of `thinfs serve`; without `loop_devices` the devices are files and nothing else.
+
+    Not `native`: all I/O goes through pyfuse3.
+    """
     made = _make(directory)
-    reason = nodes.available()
+    reason = nodes.available() if loop_devices else "not wanted"
     if reason is not None:
         log.info("no loop devices and no %s links: %s", nodes.MAPPER_DIR, reason)
     block_devices = Nodes(directory) if reason is None else None

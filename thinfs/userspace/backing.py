@@ -1,6 +1,6 @@
 """What the words for devices in a table mean, and the devices below that are open in this process.
 
-    device = "/dev/mapper/" NAME | MOUNT_DIR "/" NAME | MAJOR ":" MINOR | path of a file or block device
+    device = "/dev/mapper/" NAME | MOUNT_DIR "/" NAME | MAJOR ":" MINOR | path of a file or block device | what was lent
 
 Promises: a backing file is opened once per process and locked against every other process; two pools on
 one data device share the handle (the kernel allows it, reference 1). Never: touches a file of our own mount.
@@ -9,8 +9,8 @@ one data device share the handle (the kernel allows it, reference 1). Never: tou
 import os
 import re
 import stat
-from collections.abc import Callable
-from typing import Final, Protocol, TypeAlias
+from collections.abc import Callable, Iterator
+from typing import Final, Protocol, TypeAlias, runtime_checkable
 
 from thinfs.bio import Bio, Held, Immediate, LowerDevice, Op, answers_at_once
 from thinfs.blockdev import BlockDevice, Buffer, FileDevice
@@ -80,6 +80,13 @@ class MappedLower:
         return bytes(bio.data)
 
 
+@runtime_checkable
+class Sparse(Protocol):
+    """A device that knows what it holds, as what is lent may."""
+
+    def data_ranges(self, begin: int, end: int) -> Iterator[tuple[int, int]]: ...
+
+
 class Backing:
     """A shared handle on a device below; released as often as it was acquired, then closed."""
 
@@ -96,9 +103,9 @@ class Backing:
 
     @property
     def block_number(self) -> tuple[int, int] | None:
-        """(major, minor) of a block device or a mapped device; a regular file has none."""
+        """(major, minor) of a block device or a mapped device; a regular file and what was lent have none."""
         kind, major, minor = self.identity
-        return None if kind == "file" else (major, minor)
+        return None if kind in ("file", "lent") else (major, minor)
 
     @property
     def mapped(self) -> Mapped | None:
@@ -141,6 +148,11 @@ class Backing:
             work = Bio(bio.op, bio.offset, bio.length, bio.data)
             self._background.start(lambda: Immediate(device).submit(work), lambda: bio.complete(work.error))
 
+    def data_ranges(self, begin: int, end: int) -> Iterator[tuple[int, int]]:
+        """Ascending; what is in none of them reads as zeros. All is data where the device cannot tell."""
+        device = self.device
+        return device.data_ranges(begin, end) if isinstance(device, Sparse) else iter([(begin, end)])
+
     def is_held(self) -> bool:
         return self.mapped is not None and self.mapped.is_held()
 
@@ -155,10 +167,18 @@ class BackingDevices:
 
     def __init__(self, background: Background) -> None:
         self._open: dict[tuple[Identity, bool], Backing] = {}
+        self._lent: dict[str, BlockDevice] = {}
         self._background = background
+
+    def lend(self, word: str, device: BlockDevice) -> None:
+        """From now on `word` in a table means `device`, which its lender keeps open as long as there are tables."""
+        self._lent[word] = device
 
     def acquire(self, path: str, *, read_only: bool = False) -> Backing:
         """Open or share a file or block device. BackingMissing, Busy and the system's errors, naming it."""
+        if path in self._lent:
+            identity = ("lent", list(self._lent).index(path), 0)
+            return self._share(identity, read_only, lambda: self._lent[path])
         if numbers := _NUMBERS.fullmatch(path):
             path = _path_of_number(int(numbers[1]), int(numbers[2]))
         try:

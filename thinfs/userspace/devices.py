@@ -16,6 +16,7 @@ from typing import Final
 import trio
 
 from thinfs.bio import Bio, Op
+from thinfs.blockdev import BlockDevice
 from thinfs.dm.backend import DeviceInfo, OpenDevice, TargetVersion
 from thinfs.dm.message import split_message
 from thinfs.dm.table import TargetLine, parse_table
@@ -77,6 +78,10 @@ class DeviceMapper:
         self._backings = BackingDevices(background)
         self.pools = Pools(self._backings, background, nursery, make_volume)
 
+    def lend(self, word: str, device: BlockDevice) -> None:
+        """A device of whoever assembles this one, as something that a table may name."""
+        self._backings.lend(word, device)
+
     # -- looking up --------------------------------------------------------------------------------------
 
     def find(self, name: str) -> MappedDevice:
@@ -126,6 +131,8 @@ class DeviceMapper:
     async def create(
         self, name: str, table: str | None, *, uuid: str = "", read_only: bool = False, minor: int | None = None
     ) -> DeviceInfo:
+        self._registry.check_new_name(name)
+        self.listener.check_new_name(name)
         device = self._registry.add(name, uuid, minor)
         device.on_last_close = partial(self._closed, device)
         device.on_gate_opened = self.pools.pump
@@ -314,6 +321,7 @@ class DeviceMapper:
     async def rename(self, name: str, new_name: str) -> None:
         async with self._locked(name) as device:
             self._registry.check_new_name(new_name)
+            self.listener.check_new_name(new_name)
             self._registry.rename(device, new_name)
             if device.announced:
                 with trio.CancelScope(shield=True):

@@ -9,10 +9,13 @@ from thinfs.userspace.mapped_device import MappedDevice
 class DeviceListener(Protocol):
     """What a front end wants to know, called within the operation.
 
+    `check_new_name` may refuse with Busy, before a creation or a renaming.
     `before_suspend` is not called for a noflush suspend: nothing is flushed then (it might wait for space). `resumed`
     is called once I/O runs again. `mounted` names the devices with a file system mounted on them: an open each.
     `before_remove` may refuse with Busy; if `deferred`, it has then counted its use as one more open of the device.
     """
+
+    def check_new_name(self, name: str) -> None: ...
 
     async def activated(self, device: MappedDevice) -> None: ...
 
@@ -33,6 +36,9 @@ class DeviceListener(Protocol):
 
 class NoListener:
     """For a device-mapper without front ends: in tests, in tools."""
+
+    def check_new_name(self, name: str) -> None:
+        return
 
     async def activated(self, device: MappedDevice) -> None:
         return

@@ -52,6 +52,18 @@ class LinearTarget(Plain):
     def write_now(self, offset: int, data: Buffer) -> bool:
         return self._backing.write_now(self._start + offset, data)
 
+    def next_data(self, offset: int, end: int) -> int | None:
+        for first, _ in self._backing.data_ranges(self._start + offset, self._start + end):
+            return first - self._start
+        return None
+
+    def next_hole(self, offset: int, end: int) -> int:
+        for first, last in self._backing.data_ranges(self._start + offset, self._start + end):
+            if first - self._start > offset:
+                break
+            offset = last - self._start
+        return offset
+
     def submit(self, bio: Bio) -> None:
         if bio.op is Op.ZERO:
             zero_by_writing(self, bio)

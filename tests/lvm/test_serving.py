@@ -1,0 +1,177 @@
+"""`thinfs lvm … serve`: the volumes as files of a server, read-only or over an overlay; the disks stay as they are."""
+
+import hashlib
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.cli.conftest import TOP, Machine, machine, mounted
+from tests.fuse.conftest import as_nobody
+from tests.lvm.builder import World, lv_section
+from tests.lvm.test_real_sets import digests, real, sums
+
+__all__ = ["machine", "mounted", "real"]
+
+
+def succeeded(machine: Machine, *words: str) -> str:
+    done = machine.thinfs("lvm", *words)
+    assert done.returncode == 0, done.stdout + machine.log()
+    return done.stdout
+
+
+def test_every_volume_is_a_file_that_cannot_be_written(mounted: Machine, world: World, tmp_path: Path) -> None:
+    paths = world.write(tmp_path)
+    before = digests([Path(path) for path in paths])
+    said = succeeded(mounted, *paths, "serve")
+    names = {name: name.replace("ro-one", "ro--one").replace("/", "-") for name in world.contents}
+    assert said.splitlines() == [f"{name}: {mounted.mount_dir}/{file}" for name, file in names.items()]
+    for name, file in names.items():
+        assert (mounted.mount_dir / file).read_bytes() == world.contents[name]
+        with pytest.raises(OSError, match=r"Read-only file system|Permission denied"):
+            (mounted.mount_dir / file).open("r+b")
+    assert mounted.prints("table", "vg-one") == "0 1280 linear lvm:vg/one 0\n"
+    assert mounted.prints("info", "-c", "--noheadings", "-o", "uuid,attr", "vg-one") == (
+        "LVM-cccccc22222222222222222222ccccccdddddd33333333333333333333000005:L--r\n"
+    )
+    assert mounted.thinfs("stop").returncode == 0
+    assert digests([Path(path) for path in paths]) == before
+
+
+def test_holes_of_a_volume_are_holes_of_its_file(mounted: Machine, world: World, tmp_path: Path) -> None:
+    succeeded(mounted, *world.write(tmp_path), "serve", "vg/one")
+    with (mounted.mount_dir / "vg-one").open("rb") as file:
+        assert os.lseek(file.fileno(), 0, os.SEEK_HOLE) == 3 * 65536
+        assert os.lseek(file.fileno(), 3 * 65536, os.SEEK_DATA) == 7 * 65536
+        assert os.lseek(file.fileno(), 7 * 65536, os.SEEK_HOLE) == 8 * 65536
+        with pytest.raises(OSError, match="No such device or address"):
+            os.lseek(file.fileno(), 8 * 65536, os.SEEK_DATA)
+
+
+def test_other_tables_of_the_server_may_stand_on_a_volume(mounted: Machine, world: World, tmp_path: Path) -> None:
+    succeeded(mounted, *world.write(tmp_path), "serve", "one")
+    mounted.prints("create", "-r", "window", "--table", "0 128 linear /dev/mapper/vg-one 128")
+    assert (mounted.mount_dir / "window").read_bytes() == world.contents["vg/one"][65536 : 2 * 65536]
+
+
+def test_what_cannot_be_opened_is_named_and_the_rest_is_served(mounted: Machine, world: World, tmp_path: Path) -> None:
+    world.lvs["mirrored"] = lv_section({"start_extent": 0, "extent_count": 4, "type": "raid1"}, number=30)
+    said = succeeded(mounted, world.write(tmp_path)[0], "serve")
+    assert "thinfs lvm serve: not served: VG vg/mirrored: raid1: volumes of this type are not read\n" in said
+    assert said.count("(pv1) is on none of the images") == 1
+    assert sorted(os.listdir(mounted.mount_dir)) == ["vg-ro--one", "vg-thick"]
+
+
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        (["serve", "vg/one"], "VG vg: PV bbbbbb-1111-1111-1111-1111-1111-bbbbbb (pv1) is on none of the images"),
+        (["serve", "nothing"], "nothing: no such volume"),
+        (["serve", "--overlay", "/nonexistent/file"], "/nonexistent/file: No such file or directory"),
+        (["serve", "--overlay", "PV0"], "PV0: it is one of the disks that are read"),
+    ],
+)
+def test_what_was_asked_for_and_cannot_be_served_is_refused(
+    mounted: Machine, world: World, tmp_path: Path, words: list[str], line: str
+) -> None:
+    path = world.write(tmp_path)[0]
+    done = mounted.thinfs("lvm", path, *(word.replace("PV0", path) for word in words))
+    assert done.returncode == 1
+    (*_, last) = done.stdout.splitlines()
+    assert last.startswith("thinfs lvm serve: " + line.replace("PV0", path))
+    assert mounted.thinfs("stop").returncode == 1
+
+
+def test_disks_without_anything_to_serve_are_refused(mounted: Machine, tmp_path: Path) -> None:
+    path = tmp_path / "empty"
+    path.write_bytes(bytes(1 << 20))
+    done = mounted.thinfs("lvm", str(path), "serve")
+    assert (done.returncode, done.stdout) == (1, f"thinfs lvm serve: no volume group on {path}\n")
+
+
+def test_an_overlay_takes_what_is_written_and_gives_it_again(mounted: Machine, world: World, tmp_path: Path) -> None:
+    paths = world.write(tmp_path)
+    before, overlay = digests([Path(path) for path in paths]), str(tmp_path / "overlay")
+    expected = {name: bytearray(data) for name, data in world.contents.items()}
+    for number in range(2):
+        succeeded(mounted, *paths, "serve", "--overlay", overlay)
+        for name, data in expected.items():
+            path = mounted.mount_dir / name.replace("ro-one", "ro--one").replace("/", "-")
+            assert path.read_bytes() == data
+            with path.open("r+b") as file:
+                file.seek(60_000 + number * 4096)
+                file.write(name.encode())
+                os.fsync(file.fileno())
+            data[60_000 + number * 4096 : 60_000 + number * 4096 + len(name)] = name.encode()
+        assert mounted.thinfs("stop").returncode == 0
+    assert digests([Path(path) for path in paths]) == before
+
+
+def test_an_overlay_over_a_pool_that_has_changed_since_is_refused(
+    mounted: Machine, world: World, tmp_path: Path
+) -> None:
+    from tests.lvm.builder import make_world
+
+    paths, overlay = world.write(tmp_path), str(tmp_path / "overlay")
+    succeeded(mounted, *paths, "serve", "one", "--overlay", overlay)
+    assert mounted.thinfs("stop").returncode == 0
+    make_world(tmp_path, lambda metadata: metadata.create_thin(9)).write(tmp_path)
+    done = mounted.thinfs("lvm", *paths, "serve", "one", "--overlay", overlay)
+    assert done.returncode == 1
+    assert done.stdout == f"thinfs lvm serve: {overlay}: the disks have changed since it was made over vg/one\n"
+
+
+def test_every_file_served_from_a_real_set_is_as_the_kernel_showed_it(
+    mounted: Machine, real: tuple[str, list[Path]]
+) -> None:
+    name, paths = real
+    before = digests(paths)
+    succeeded(mounted, *map(str, paths), "serve")
+    found = {}
+    for volume in sums(name):
+        vg, lv = volume.split("/")
+        with (mounted.mount_dir / f"{vg}-{lv.replace('-', '--')}").open("rb") as file:
+            found[volume] = hashlib.file_digest(file, "sha256").hexdigest()
+    assert found == sums(name)
+    assert mounted.thinfs("stop").returncode == 0
+    assert digests(paths) == before
+
+
+@pytest.fixture
+def nobodys() -> Iterator[Path]:
+    with tempfile.TemporaryDirectory(prefix="thinfs-test-") as name:
+        shutil.chown(name, "nobody")
+        yield Path(name)
+
+
+def test_an_ordinary_user_serves_disks_that_he_may_only_read(world: World, nobodys: Path) -> None:
+    prefix = as_nobody()
+    paths = world.write(nobodys)
+    for path in paths:
+        os.chmod(path, 0o444)
+    environment = {
+        **os.environ,
+        "THINFS_MOUNT": f"{nobodys}/dm",
+        "PYTHONPATH": str(TOP),
+        "PYTHONDONTWRITEBYTECODE": "1",
+    }
+
+    def run(*words: str) -> str:
+        return subprocess.run(
+            [*prefix, *words], capture_output=True, text=True, check=True, env=environment, cwd="/", timeout=120
+        ).stdout
+
+    thinfs = (sys.executable, "-m", "thinfs.cli.main")
+    for more in ([], ["--overlay", f"{nobodys}/overlay"]):
+        run(*thinfs, "lvm", *paths, "serve", *more)
+        try:
+            for name, contents in world.contents.items():
+                file = f"{nobodys}/dm/{name.replace('ro-one', 'ro--one').replace('/', '-')}"
+                assert run("sha256sum", file).split()[0] == hashlib.sha256(contents).hexdigest()
+        finally:
+            run(*thinfs, "stop")
