@@ -1,5 +1,5 @@
 # make demo, make test, make lint: each sets up what it needs first (scripts/setup), which takes a second when all is there.
-.PHONY: setup demo test test-on simulation differential lint bench bench-quick profile clean
+.PHONY: setup demo test test-on simulation differential fuzz lint bench bench-quick profile clean
 .NOTPARALLEL:
 
 # Debian keeps mke2fs, debugfs and thin_check where an ordinary user's PATH does not lead.
@@ -27,6 +27,11 @@ simulation:
 	@scripts/setup test
 	.venv/bin/python -m tests.simulation.sweep $(ARGS)
 	.venv/bin/python -m tests.simulation.bulk
+
+# Metadata damaged by seed, its checksums right again, then used; ARGS="--images 100000 --seed 5000 --pool shared" for others.
+fuzz:
+	@scripts/setup test
+	.venv/bin/python -m tests.fuzz.sweep $(ARGS)
 
 # Random histories on the engine and both kernels, SECONDS=1800 of them. ARGS="--once --variant plain --seed 7": one again.
 differential: SECONDS ?= 1800

@@ -39,7 +39,7 @@ from thinfs.pool.transaction import (
     open_or_format,
 )
 from thinfs.steps import Chain, Requests, Steps, drive
-from thinfs.units import METADATA_RESERVE_MAX_BLOCKS
+from thinfs.units import MAX_U32, METADATA_RESERVE_MAX_BLOCKS
 
 log = logging.getLogger(__name__)
 
@@ -250,7 +250,7 @@ class PoolMetadata:
             raise NoSuchThin(f"create_snap {dev_id} {origin_id}: thin {origin_id} does not exist")
         self.objects.tm.inc(root)
         self.transaction.mapping_root, _ = self.objects.top.insert(self.transaction.mapping_root, (dev_id,), root)
-        self.transaction.time += 1
+        self.transaction.time = self.transaction.time + 1 & MAX_U32  # it wraps, as the kernel's
         snap = self._new_device(dev_id)
         origin = self._in_core(origin_id)
         if origin is None:

@@ -14,6 +14,7 @@ from thinfs.persistent import btree_remove
 from thinfs.pool.served import Served
 from thinfs.pool.transaction import Transaction
 from thinfs.steps import Steps
+from thinfs.units import MAX_U64
 
 MappedRange = tuple[int, int, int, bool]  # thin_begin, thin_end, data_begin, shared
 
@@ -53,7 +54,9 @@ class ThinDevice:
 
     @property
     def details(self) -> DeviceDetails:
-        return DeviceDetails(self.mapped_blocks, self.transaction_id, self.creation_time, self.snapshotted_time)
+        return DeviceDetails(
+            self.mapped_blocks & MAX_U64, self.transaction_id, self.creation_time, self.snapshotted_time
+        )
 
     def _root(self) -> int | None:
         """The root of this device's tree; None where an abort took the device back, which then maps nothing."""
@@ -194,6 +197,6 @@ class ThinDevice:
                 yield None
             self._root_aside = root
             nr_removed += nr
-        self.mapped_blocks -= nr_removed
+        self.mapped_blocks = self.mapped_blocks - nr_removed & MAX_U64  # wraps, as the kernel's, if its record is wrong
         self.changed = True
         transaction.mapping_root, _ = objects.top.insert(transaction.mapping_root, (self.dev_id,), root)
