@@ -229,7 +229,9 @@ def _wrong(volumes: Volumes) -> Iterable[str]:
 def _serve_options(one: argparse.ArgumentParser) -> None:
     one.add_argument("volumes", metavar="VOLUME", nargs="*", help="VG/LV, or LV alone (default: all)")
     one.add_argument("--mount", metavar="DIR", help="where the volumes are files (default: as of `thinfs serve`)")
-    one.add_argument("--overlay", metavar="FILE", help="writable: what is written goes into FILE, which is made")
+    writable = one.add_mutually_exclusive_group()
+    writable.add_argument("--overlay", metavar="FILE", help="writable: what is written goes into FILE, which is made")
+    writable.add_argument("--rw", action="store_true", help="writable: to the disks themselves, where that is safe")
     one.add_argument("--foreground", action="store_true", help="stay here, log to standard error")
 
 
