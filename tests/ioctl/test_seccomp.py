@@ -121,7 +121,7 @@ def test_an_ordinary_user_has_a_pool_by_the_real_dmsetup_and_static_programs_too
         "PYTHONDONTWRITEBYTECODE": "1",
     }
 
-    own = shutil.copy(client, nobodys / "client")
+    own = str(shutil.copy(client, nobodys / "client"))
 
     def run(*words: str) -> str:
         done = subprocess.run(
