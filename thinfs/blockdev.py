@@ -12,7 +12,7 @@ import os
 import stat
 import struct
 import time
-from typing import Protocol, TypeAlias
+from typing import Protocol, TypeAlias, runtime_checkable
 
 from thinfs.errors import BackingMissing, Busy, IOFailed, ThinfsError, from_oserror
 from thinfs.libc import FALLOC_FL_KEEP_SIZE, FALLOC_FL_PUNCH_HOLE, fallocate
@@ -56,6 +56,13 @@ class BlockDevice(Protocol):
     def close(self) -> None: ...
 
 
+@runtime_checkable
+class HasDescriptor(Protocol):
+    """A BlockDevice that is nothing more than a file or block device: its descriptor may be used beside it."""
+
+    def fileno(self) -> int: ...
+
+
 class FileDevice:
     """A regular file or block device of the machine, held under an exclusive lock unless read-only."""
 
@@ -94,6 +101,9 @@ class FileDevice:
             self._logged[kind] = now
             log.error("%s: %s: %s", self.path, what, error.strerror)
         return from_oserror(error, f"{self.path}: {what}")
+
+    def fileno(self) -> int:
+        return self._fd
 
     @property
     def label(self) -> str:
