@@ -4,11 +4,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 import trio
 
 from kernel_backend.block_io import digest, pattern
 from kernel_backend.runner import Guest
-from kernel_backend.uml import KERNEL_6_1
+from kernel_backend.uml import INSTALLED, KERNELS, GuestKernel
 from tests.system.images import PoolFiles, make_pool
 from tests.thin_tools import accepted
 from thinfs.userspace.devices import open_device_mapper
@@ -16,15 +17,34 @@ from thinfs.userspace.devices import open_device_mapper
 MIB = 1 << 20
 
 
-def test_a_kernel_activates_the_pool_the_demo_left_and_reads_the_same_files(tmp_path: Path) -> None:
+@pytest.fixture(params=[*KERNELS.values(), INSTALLED], ids=lambda kernel: kernel.name)
+def kernel(request: pytest.FixtureRequest) -> GuestKernel:
+    """Any version must do this, also the one that happens to be installed."""
+    assert isinstance(request.param, GuestKernel)
+    if request.param.missing is not None:
+        pytest.skip(request.param.missing)
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def left_by_the_demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    directory = tmp_path_factory.mktemp("demo")
     done = subprocess.run(
-        [sys.executable, "-c", "from thinfs.cli.main import main; main()", "demo", "--no-docker", "--keep", tmp_path],
+        [sys.executable, "-c", "from thinfs.cli.main import main; main()", "demo", "--no-docker", "--keep", directory],
         capture_output=True,
         text=True,
         timeout=300,
     )
     assert done.returncode == 0, f"{done.stdout}{done.stderr}"
-    with Guest(KERNEL_6_1, images=[str(tmp_path / "meta.data.img"), str(tmp_path / "data.img")]) as guest:
+    return directory
+
+
+def test_a_kernel_activates_the_pool_the_demo_left_and_reads_the_same_files(
+    kernel: GuestKernel, left_by_the_demo: Path, tmp_path: Path
+) -> None:
+    for name in ("meta.data.img", "data.img"):
+        subprocess.run(["cp", "--sparse=always", left_by_the_demo / name, tmp_path / name], check=True)
+    with Guest(kernel, images=[str(tmp_path / "meta.data.img"), str(tmp_path / "data.img")]) as guest:
         metadata, data = (image.device for image in guest.images)
         guest.create("p", f"0 20971522 thin-pool {metadata} {data} 128 65536 1 skip_block_zeroing")
         major = guest.info("p").major
@@ -43,10 +63,10 @@ def test_a_kernel_activates_the_pool_the_demo_left_and_reads_the_same_files(tmp_
     accepted(tmp_path / "meta.data.img")
 
 
-def _use_in_the_kernel(pool: PoolFiles) -> dict[str, str]:
+def _use_in_the_kernel(kernel: GuestKernel, pool: PoolFiles) -> dict[str, str]:
     """Make a pool, a file system in a thin and a snapshot of it; digests of the two volumes' first 64 MiB."""
     digests = {}
-    with Guest(KERNEL_6_1, images=[str(pool.metadata), str(pool.data)]) as guest:
+    with Guest(kernel, images=[str(pool.metadata), str(pool.data)]) as guest:
         metadata, data = (image.device for image in guest.images)
         guest.create("p", f"0 {pool.data.stat().st_size // 512} thin-pool {metadata} {data} 128 0")
         major = guest.info("p").major
@@ -70,9 +90,11 @@ def _use_in_the_kernel(pool: PoolFiles) -> dict[str, str]:
     return digests
 
 
-async def test_thinfs_activates_a_pool_that_a_kernel_made_and_reads_the_same_bytes(tmp_path: Path) -> None:
+async def test_thinfs_activates_a_pool_that_a_kernel_made_and_reads_the_same_bytes(
+    kernel: GuestKernel, tmp_path: Path
+) -> None:
     pool = make_pool(tmp_path, data_bytes=256 * MIB, metadata_bytes=4 * MIB)
-    digests = await trio.to_thread.run_sync(_use_in_the_kernel, pool)
+    digests = await trio.to_thread.run_sync(_use_in_the_kernel, kernel, pool)
     async with open_device_mapper(str(tmp_path / "mnt")) as mapper:
         await mapper.create("p", pool.table())
         for dev_id, name in ((7, "t"), (8, "s")):
