@@ -145,9 +145,9 @@ def test_a_shrink_cut_at_any_write_loses_nothing(
         left = [cuts]
         try:
             trees = PoolTrees.open(metadata)
-            salvage, moves = whole_pool(trees), plan(counts_of(dump_of(trees)), 520)
+            salvage, moves = whole_pool(trees), plan(counts_of(dump_of(trees)), 544)
             copy_data(moves, CutDevice(devices[0], left), 128, lambda nr: None)
-            write_shrunk(trees, salvage, moves, 520, CutDevice(devices[1], left))
+            write_shrunk(trees, salvage, moves, 544, CutDevice(devices[1], left))
             break
         except IOFailed:
             cuts += 1
