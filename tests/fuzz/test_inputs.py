@@ -24,7 +24,7 @@ def test_docker_s_files_may_hold_anything(tmp_path: Path) -> None:
 
 
 def test_a_bug_in_the_server_would_be_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    async def with_a_bug(*_: object) -> None:
+    async def with_a_bug(*_: object, **__: object) -> None:
         raise ZeroDivisionError
 
     monkeypatch.setattr(DeviceMapper, "info", with_a_bug)
