@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from thinfs.errors import BadMetadata, Busy, NoSuchThin, NotSupported, ThinfsError, prefixed
 from thinfs.lvm.reading import Readable, ReadOnlyBlockDevice
-from thinfs.lvm.thin_volume import Nodes, ThinVolume
+from thinfs.lvm.thin_volume import Nodes, Seen, ThinVolume
 from thinfs.lvm.volume_group import Pool, Thin
 from thinfs.ondisk.superblock import FLAG_NEEDS_CHECK, METADATA_VERSION, Superblock
 from thinfs.ondisk.thin import DeviceDetails
@@ -31,7 +31,7 @@ class ThinPool:
     details: dict[int, DeviceDetails]
     nodes: Nodes
     doubts: list[str]
-    verified: set[int]  # metadata blocks
+    verified: Seen
 
     @property
     def block_bytes(self) -> int:
@@ -86,7 +86,7 @@ def open_pool(name: str, text: Pool, metadata: Readable, data: Readable) -> Thin
         doubts.append(f"pool {name}: features {superblock.compat_ro_flags:#x} that must not be written to")
     if text.has_messages:
         doubts.append(f"pool {name}: a message is pending: LVM was interrupted, and has to finish it")
-    return ThinPool(name, text, metadata, data, superblock, roots, details, Nodes(trees), doubts, set())
+    return ThinPool(name, text, metadata, data, superblock, roots, details, Nodes(trees), doubts, {})
 
 
 def _check_features(superblock: Superblock) -> None:
