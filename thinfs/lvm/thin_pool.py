@@ -68,14 +68,16 @@ class ThinPool:
         return ThinVolume(name, size_bytes, self.nodes, root, self.data, self.block_bytes, self.nr_data_blocks, origin)
 
 
-def open_pool(name: str, text: Pool, metadata: Readable, data: Readable) -> ThinPool:
-    """BadMetadata, Busy or NotSupported with one line that begins with the pool's name."""
+def open_pool(name: str, text: Pool, metadata: Readable, data: Readable, *, has_volumes: bool) -> ThinPool:
+    """BadMetadata, Busy or NotSupported with one line that begins with the pool's name. A pool without a volume in the
+    text, at transaction 0 there, is somebody else's who makes its devices himself (Docker's direct-lvm)."""
     try:
         trees = PoolTrees.open(ReadOnlyBlockDevice(metadata, metadata.label))
         superblock = trees.superblock
         _check_features(superblock)
         _check_sizes(text, superblock, metadata, data)
-        _check_transaction(text, superblock)
+        if has_volumes or text.transaction_id or text.has_messages:
+            _check_transaction(text, superblock)
         roots, details = trees.roots(), trees.details()
     except ThinfsError as error:
         raise prefixed(f"pool {name}", error) from None
