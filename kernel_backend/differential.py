@@ -20,7 +20,7 @@ VERB_OPERATIONS: Final = {
 
 
 async def run(backend: Backend, operations: Sequence[Operation]) -> list[Outcome]:
-    runner = _SeamRunner(backend)
+    runner = SeamRunner(backend)
     try:
         return [await runner.outcome(operation) for operation in operations]
     finally:
@@ -36,7 +36,9 @@ def differences(operations: Sequence[Operation], ours: Sequence[Outcome], theirs
     ]
 
 
-class _SeamRunner:
+class SeamRunner:
+    """One operation after the other; devices that I/O has opened stay open until `close_all`."""
+
     def __init__(self, backend: Backend) -> None:
         self._backend = backend
         self._open: dict[str, OpenDevice] = {}

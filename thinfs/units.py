@@ -23,6 +23,9 @@ METADATA_RESERVE_MAX_BLOCKS: Final = 4096
 
 MAX_DEV_ID: Final = (1 << 24) - 1
 
+MAX_U32: Final = (1 << 32) - 1
+MAX_U64: Final = (1 << 64) - 1
+
 
 def sectors_to_bytes(sectors: int) -> int:
     return sectors << SECTOR_SHIFT

@@ -11,10 +11,10 @@ from typing import Final
 
 from kernel_backend.batch import Operation
 
-from .variants import Variant
+from . import shapes
+from .disks import DISK
+from .variants import PAGE, POOL, Variant
 
-POOL: Final = "pool"
-PAGE: Final = 4096
 _NR_IDS: Final = 14
 
 _WEIGHTS: Final = {
@@ -219,8 +219,10 @@ def cut_by_the_block_layer(offset: int, granularity: int) -> bool:
     return granularity & (granularity - 1) != 0 and ((sector - 1) | mask) + 1 != sector
 
 
-def make(variant: Variant, seed: int, length: int, kernel: str = "6.1") -> list[Operation]:
-    return Maker(variant, seed, kernel).make(length)
+def make(variant: Variant, seed: int, kernel: str = "6.1") -> list[Operation]:
+    if variant.shape:
+        return shapes.make(variant, seed, kernel)
+    return Maker(variant, seed, kernel).make(variant.length)
 
 
 def endings(operations: Sequence[Operation]) -> list[Operation]:
@@ -230,10 +232,15 @@ def endings(operations: Sequence[Operation]) -> list[Operation]:
 
 
 def may_hang(operations: Sequence[Operation]) -> bool:
-    """Does some I/O go to a device that is suspended, itself or its pool? It would wait for ever."""
+    """Does some I/O go to a device that is suspended, itself or its pool? It would wait for ever.
+
+    So does a kernel's suspend of a thin whose pool is suspended.
+    """
     suspended: set[str] = set()
     for kind, name, *_ in operations:
         if kind == "suspend":
+            if POOL in suspended and name != POOL:
+                return True
             suspended.add(str(name))
         elif kind in ("resume", "remove"):
             suspended.discard(str(name))
@@ -265,4 +272,6 @@ def _as_command(operation: Operation) -> str:
             return f"blkdiscard --offset {rest[0]} --length {rest[1]} {device}"
         case "flush":
             return f"sync {device}"
+        case _ if kind == DISK:
+            return f"# the {name} disk from now on: {rest[0]}"
     return f"dmsetup {kind} {name}"

@@ -25,11 +25,15 @@ from tests.conformance.userspace_machines import scratch_directory
 from thinfs.userspace.blocking import run_on_the_spot
 from thinfs.userspace.devices import open_device_mapper
 
-from . import history
+from ..conformance import faults
+from . import disks, history
 from .model import contradictions
 from .variants import Variant
 
 IMAGES: Final = (1 << 30, 16 << 30, 1 << 30)  # metadata, data, origin
+HANGS: Final = -1
+HANG_SECONDS: Final = 1e6  # of the engine's virtual time
+_NO_SPACE_TIMEOUT: Final = ("dm_thin_pool", "no_space_timeout")
 _SHRINK_RUNS: Final = 400
 
 
@@ -45,6 +49,20 @@ def placed(operations: Sequence[Operation], **words: str) -> list[Operation]:
         return tuple(part.format(**words) if isinstance(part, str) and "{" in part else part for part in operation)
 
     return [place(operation) for operation in operations]
+
+
+def anonymous(operations: Sequence[Operation], outcomes: Sequence[Outcome], **words: str) -> list[Outcome]:
+    """Tables as if nobody had put his disks into them."""
+
+    def without(text: str) -> str:
+        for name, word in words.items():
+            text = text.replace(f" {word} ", f" {{{name}}} ")
+        return text
+
+    return [
+        (number, without(text)) if operation[0] == "table" else (number, text)
+        for operation, (number, text) in zip(operations, outcomes, strict=True)
+    ]
 
 
 def origin_content(variant: Variant) -> bytes:
@@ -73,12 +91,39 @@ class UserspaceSide:
         Path(self.origin).write_bytes(origin_content(variant))
         placed_here = placed(operations, meta=self.metadata, data=self.data, origin=self.origin)
 
+        paths = {"meta": self.metadata, "data": self.data}
+
         async def whole() -> list[Outcome]:
             run_on_the_spot()
+            outcomes: list[Outcome] = []
             async with open_device_mapper() as mapper:
-                return await differential.run(mapper, placed_here)
+                mapper.pools.no_space_timeout = variant.no_space_timeout
+                runner = differential.SeamRunner(mapper)
+                try:
+                    for operation in placed_here:
+                        if operation[0] == disks.DISK:
+                            disks.change_file(paths[str(operation[1])], operation[2])  # type: ignore[arg-type]
+                            outcomes.append((0, ""))
+                        else:
+                            outcomes.append(await self._outcome(runner, operation))
+                finally:
+                    await runner.close_all()
+            return outcomes
 
-        return trio.run(whole, clock=trio.testing.MockClock())
+        with faults.installed() if disks.breaks(operations) else contextlib.nullcontext():
+            try:
+                # Where everything waits the clock jumps to what comes next: the end of a wait for space, a commit.
+                outcomes = trio.run(whole, clock=trio.testing.MockClock(autojump_threshold=0))
+            finally:
+                for path in paths.values():
+                    disks.change_file(path, "work")
+        return anonymous(operations, outcomes, **paths)
+
+    async def _outcome(self, runner: differential.SeamRunner, operation: Operation) -> Outcome:
+        """A bio that nothing will ever complete has no outcome of the kernel's: (HANGS, "")."""
+        with trio.move_on_after(HANG_SECONDS):
+            return await runner.outcome(operation)
+        return (HANGS, "")
 
 
 def _as_6_1(outcome: Outcome) -> Outcome:
@@ -104,18 +149,24 @@ class KernelSide:
             with open(guest.images[2].path, "r+b") as file:
                 file.write(origin_content(variant))
         data = guest.loop_create(variant.data_bytes)[1] if variant.passdown else guest.images[1].device
+        linear = disks.LinearDisks(variant, {"meta": guest.images[0].device, "data": data})
         words = {
-            "meta": self._linear("disk-m", guest.images[0].device, variant.metadata_bytes),
-            "data": self._linear("disk-d", data, variant.data_bytes),
-            "origin": self._linear("disk-o", guest.images[2].device, variant.origin_bytes or 4096),
+            "meta": self._create("disk-meta", linear.table("meta")),
+            "data": self._create("disk-data", linear.table("data")),
+            "origin": self._create(
+                "disk-o", f"0 {(variant.origin_bytes or 4096) // 512} linear {guest.images[2].device} 0"
+            ),
         }
+        expanded, counts = linear.expand(placed(operations, **words))
+        guest.set_parameter(*_NO_SPACE_TIMEOUT, str(variant.no_space_timeout))
         try:
-            return [_as_6_1(outcome) for outcome in guest.batch(placed(operations, **words))]
+            outcomes = disks.collapse(guest.batch(expanded), counts)
+            return [_as_6_1(outcome) for outcome in anonymous(operations, outcomes, **words)]
         finally:
             guest.reset()
 
-    def _linear(self, name: str, device: str, size_bytes: int) -> str:
-        info = self.guest.create(name, f"0 {size_bytes // 512} linear {device} 0")
+    def _create(self, name: str, table: str) -> str:
+        info = self.guest.create(name, table)
         return f"{info.major}:{info.minor}"
 
 
@@ -126,25 +177,28 @@ def compare(
     result = Result(variant, list(operations))
     whole = [*operations, *history.endings(operations)]
     answers = ours.run(variant, whole)
-    if not variant.runs_out:
-        result.differences += contradictions(variant, origin_content(variant), whole, answers)
-    code, text = thin_check(ours.metadata)
-    if code and any(number == 0 for number, _ in answers):
-        result.differences.append(f"thin_check of userspace: exit {code}: {text}")
+    ours_dumped = _checked(result, whole, answers, ours.metadata, "userspace")
     if theirs is None:
         return result
     kernels = theirs.run(variant, whole)
     result.differences += differential.differences(whole, answers, kernels)
-    if not variant.runs_out:
-        result.differences += [
-            f"kernel, {line}" for line in contradictions(variant, origin_content(variant), whole, kernels)
-        ]
-    code, text = thin_check(theirs.metadata)
-    if code and any(number == 0 for number, _ in kernels):
-        result.differences.append(f"thin_check of the kernel: exit {code}: {text}")
-    if thin_dump(ours.metadata) != thin_dump(theirs.metadata):
+    if ours_dumped != _checked(result, whole, kernels, theirs.metadata, "the kernel"):
         result.differences.append("thin_dump differs")
     return result
+
+
+def _checked(result: Result, whole: Sequence[Operation], answers: Sequence[Outcome], metadata: str, who: str) -> str:
+    """One side against the model and thin_check; its thin_dump, "" where nothing has succeeded."""
+    if all(number for number, _ in answers):
+        return ""
+    dumped = thin_dump(metadata)
+    if not result.variant.runs_out:
+        lines = contradictions(result.variant, origin_content(result.variant), whole, answers, dumped)
+        result.differences += [f"{who}, {line}" for line in lines]
+    code, text = thin_check(metadata)
+    if code:
+        result.differences.append(f"thin_check of {who}: exit {code}: {text}")
+    return dumped
 
 
 def shrunk(result: Result, ours: UserspaceSide, theirs: KernelSide | None) -> Result:
@@ -168,13 +222,13 @@ def shrunk(result: Result, ours: UserspaceSide, theirs: KernelSide | None) -> Re
     return best
 
 
-def report(result: Result, seed: int, length: int, ours: UserspaceSide, theirs: KernelSide | None) -> str:
+def report(result: Result, seed: int, ours: UserspaceSide, theirs: KernelSide | None) -> str:
     """What a bug report needs."""
     small = shrunk(result, ours, theirs)
     kernel = theirs.guest.kernel.name if theirs is not None else "none"
     return "\n".join(
         [
-            f"variant {result.variant.name}, seed {seed}, length {length}, kernel {kernel}:",
+            f"variant {result.variant.name}, seed {seed}, kernel {kernel}:",
             *result.differences[:5],
             f"shrunk to {len(small.operations)} operations:",
             history.as_commands(small.operations),

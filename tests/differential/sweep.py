@@ -21,7 +21,6 @@ def main(words: Sequence[str]) -> int:
     parser.add_argument("--seconds", type=float, default=60)
     parser.add_argument("--seed", type=int, default=None, help="the first (default: the time); with --once the only")
     parser.add_argument("--once", action="store_true", help="one seed, to look at a report again")
-    parser.add_argument("--length", type=int, default=200)
     parser.add_argument("--variant", action="append", choices=sorted(VARIANTS))
     parser.add_argument("--kernel", action="append", choices=sorted(KERNELS))
     options = parser.parse_args(words)
@@ -36,15 +35,12 @@ def main(words: Sequence[str]) -> int:
             while time.monotonic() - begin < options.seconds:
                 for variant in variants:
                     for guest in guests:
-                        theirs, operations = (
-                            KernelSide(guest),
-                            history.make(variant, seed, options.length, guest.kernel.name),
-                        )
+                        theirs, operations = KernelSide(guest), history.make(variant, seed, guest.kernel.name)
                         result = compare(variant, operations, ours, theirs)
                         nr_sequences, nr_operations = nr_sequences + 1, nr_operations + len(operations)
                         if result.differences:
                             nr_differing += 1
-                            print(report(result, seed, options.length, ours, theirs), flush=True)
+                            print(report(result, seed, ours, theirs), flush=True)
                 if time.monotonic() - said > 60:
                     said = time.monotonic()
                     print(f"{said - begin:.0f} s: {nr_sequences} sequences, {nr_differing} differ", flush=True)

@@ -1,4 +1,4 @@
-"""Bugs planted in the engine, and that random histories find them: with the model and thin_check, and no kernel.
+"""Bugs planted in the engine, and that histories find them: with the model and thin_check, and no kernel.
 
 A commit that writes the superblock first is planted in tests/simulation/test_power_cuts: only a crash shows it.
 """
@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
+from tests.planting import planted
 from thinfs.persistent.space_map_disk import DiskSpaceMap
 from thinfs.persistent.transaction_manager import TransactionManager
 from thinfs.pool.metadata import PoolMetadata
@@ -15,10 +16,10 @@ from thinfs.steps import Steps
 
 from . import history
 from .pair import UserspaceSide, compare, shrunk, userspace_side
+from .plants import PLANTS, Shown
 from .variants import VARIANTS
 
 PLAIN = VARIANTS["plain"]
-LENGTH = 200
 MOST_SEEDS = 5
 
 
@@ -31,7 +32,7 @@ def ours() -> Iterator[UserspaceSide]:
 def operations_that_show_it(ours: UserspaceSide) -> int:
     """Of the shrunk history that found it."""
     for seed in range(MOST_SEEDS):
-        result = compare(PLAIN, history.make(PLAIN, seed, LENGTH), ours, None)
+        result = compare(PLAIN, history.make(PLAIN, seed), ours, None)
         if result.differences:
             small = shrunk(result, ours, None)
             print(history.as_commands(small.operations), *small.differences, sep="\n")
@@ -41,7 +42,7 @@ def operations_that_show_it(ours: UserspaceSide) -> int:
 
 def test_the_engine_as_it_is_has_none(ours: UserspaceSide) -> None:
     for seed in range(MOST_SEEDS):
-        assert compare(PLAIN, history.make(PLAIN, seed, LENGTH), ours, None).differences == []
+        assert compare(PLAIN, history.make(PLAIN, seed), ours, None).differences == []
 
 
 def test_a_snapshot_that_shares_without_incrementing_is_caught(
@@ -74,3 +75,21 @@ def test_a_discard_that_frees_a_shared_block_is_caught(monkeypatch: pytest.Monke
 
     monkeypatch.setattr(ThinDevice, "remove_range", remove_range)
     assert operations_that_show_it(ours) <= 10
+
+
+@pytest.mark.parametrize("shown", PLANTS, ids=lambda shown: shown.plant.name)
+def test_a_planted_bug_is_found_within_three_histories(shown: Shown, ours: UserspaceSide) -> None:
+    variant = VARIANTS[shown.variant]
+    with planted(shown.plant) as module:
+        for seed in range(3):
+            result = compare(variant, history.make(variant, seed), ours, None)
+            if result.differences:
+                print(f"in {module}: {variant.name}, seed {seed}: {result.differences[0]}")
+                return
+    raise AssertionError(f"{variant.name}, seeds 0 to 2, did not find it")
+
+
+@pytest.mark.parametrize("name", sorted({shown.variant for shown in PLANTS}))
+def test_without_them_nothing_is_found(name: str, ours: UserspaceSide) -> None:
+    for seed in range(3):
+        assert compare(VARIANTS[name], history.make(VARIANTS[name], seed), ours, None).differences == []

@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from typing import Final
 
+POOL: Final = "pool"
+PAGE: Final = 4096
 KIB: Final = 1 << 10
 MIB: Final = 1 << 20
 
@@ -19,7 +21,11 @@ class Variant:
     origin_bytes: int = 0  # of an external origin, 0 for none
     read_only_reloads: bool = False
     scattered: bool = False  # virtual blocks over the whole volume instead of its first few hundred
-    runs_out: bool = False  # of data or metadata space: the model knows nothing then
+    runs_out: bool = False  # of metadata space, or worse: the model knows nothing then
+    shape: str = ""  # of tests/differential/shapes, "" for random operations
+    length: int = 200  # operations of a history
+    low_water: int = 0
+    no_space_timeout: int = 60  # seconds
 
     @property
     def block_bytes(self) -> int:
@@ -29,6 +35,8 @@ class Variant:
     def data_bytes(self) -> int:
         return (self.data_blocks + 4096) * self.block_bytes  # room to grow
 
+
+_SPARSE: Final = "2 skip_block_zeroing no_discard_passdown"  # a page written costs a page of memory
 
 VARIANTS: Final = {
     variant.name: variant
@@ -46,5 +54,37 @@ VARIANTS: Final = {
         Variant("origin", origin_bytes=100 * 64 * KIB + 12 * KIB),
         Variant("deep-trees", data_blocks=2048, thin_blocks=4_000_000, scattered=True),
         Variant("read-only", read_only_reloads=True, runs_out=True),
+        Variant("comb", _SPARSE, data_blocks=2048, thin_blocks=4_000_000, shape="comb", length=1800),
+        Variant(
+            "comb-snapshots", _SPARSE, data_blocks=4096, thin_blocks=4_000_000, shape="comb_snapshots", length=1800
+        ),
+        Variant("many-thins", _SPARSE, data_blocks=2048, thin_blocks=400, shape="many_thins", length=1200),
+        Variant("wrap", "0", data_blocks=40, thin_blocks=24, passdown=True, shape="wrap", length=500),
+        Variant(
+            "wrap-unzeroed",
+            "1 skip_block_zeroing",
+            data_blocks=40,
+            thin_blocks=24,
+            passdown=True,
+            shape="wrap",
+            length=500,
+        ),
+        Variant("wrap-no-passdown", data_blocks=40, thin_blocks=24, shape="wrap", length=400),
+        Variant("low-water", data_blocks=48, thin_blocks=60, shape="low_water", low_water=9, length=300),
+        Variant("waiting", data_blocks=12, thin_blocks=30, shape="waiting", no_space_timeout=1, length=150),
+        Variant(
+            "reloads", "0", data_blocks=256, thin_blocks=64, passdown=True, shape="reloads", runs_out=True, length=300
+        ),
+        Variant(
+            "growing",
+            _SPARSE,
+            data_blocks=1024,
+            thin_blocks=4_000_000,
+            metadata_bytes=128 * KIB,
+            shape="growing",
+            runs_out=True,
+            length=900,
+        ),
+        Variant("faults", data_blocks=64, thin_blocks=60, shape="faults", runs_out=True, length=200),
     )
 }

@@ -1,8 +1,9 @@
 """A contract type of import-linter's, "rooms": what the modules of each room may import, and nothing else.
 
 A row is `room | what of ours | libraries | standard library`, blanks between names, `*` for the whole standard
-library. A room is a package or a module, with all below it; a module's room is the longest that fits. What is ours is
-named the same way. Promises: also refuses a module without a row, and a row that names what is not there.
+library. A room is a package or a module, with all below it, `package.__init__` that module alone; a module's room is
+the longest that fits. What is ours is named the same way.
+Promises: also refuses a module without a row, and a row that names what is not there.
 """
 
 import sys
@@ -14,6 +15,7 @@ from grimp import ImportGraph
 from importlinter import Contract, ContractCheck, fields, output
 
 _EVERYTHING: Final = "*"
+_ALONE: Final = ".__init__"
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +38,11 @@ def _upwards(module: str) -> Iterator[str]:
         module = module.rpartition(".")[0]
 
 
+def _room_of(module: str, rooms: Mapping[str, Room]) -> str | None:
+    alone = module + _ALONE
+    return alone if alone in rooms else next((one for one in _upwards(module) if one in rooms), None)
+
+
 def parse_rows(rows: Sequence[str]) -> dict[str, Room]:
     parsed = {}
     for row in rows:
@@ -49,18 +56,18 @@ def parse_rows(rows: Sequence[str]) -> dict[str, Room]:
 
 def violations(graph: ImportGraph, rooms: Mapping[str, Room]) -> Iterator[str]:
     roots = {name.partition(".")[0] for name in rooms}
-    named = set(rooms).union(*(room.ours for room in rooms.values()))
+    named = {room.removesuffix(_ALONE) for room in rooms}.union(*(room.ours for room in rooms.values()))
     yield from (f"{name}: in a row, but there is no such module" for name in sorted(named - graph.modules))
     for module in sorted(graph.modules):
         if module.partition(".")[0] not in roots:
             continue  # a library
-        name = next((one for one in _upwards(module) if one in rooms), None)
+        name = _room_of(module, rooms)
         imports = sorted(graph.find_modules_directly_imported_by(module))
         if name is None and (imports or module not in roots):
             yield f"{module}: no row in pyproject.toml says what it may import"
             continue
         for imported in imports:
-            home = next((one for one in _upwards(imported) if one in rooms), None)
+            home = _room_of(imported, rooms)
             if name is not None and home != name and not rooms[name].allows(imported):
                 yield f"{module} imports {imported}"
 

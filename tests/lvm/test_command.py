@@ -46,7 +46,7 @@ def test_a_listing_names_disks_groups_pools_and_volumes(world: World, tmp_path: 
         "VG vg (cccccc-2222-2222-2222-2222-2222-cccccc): seqno 7, extents of 64 KiB, 2 of 2 PVs",
         "pool vg/pool: 512 KiB used of 1 MiB, blocks of 64 KiB, transaction 3",
         "VOLUME     TYPE        SIZE     USED  ACCESS  CONTENTS",
-        "vg/thick   linear   256 KiB        -  rw      -",
+        "vg/thick   linear   256 KiB        -  ro      -",
         "vg/wide    striped  512 KiB        -  rw      -",
         "vg/ro-one  linear    64 KiB        -  ro      -",
         "vg/one     thin     640 KiB  256 KiB  rw      -",
@@ -71,7 +71,7 @@ def test_a_listing_says_what_cannot_be_opened_and_why(world: World, tmp_path: Pa
 def test_what_a_volume_holds_is_named(world: World, tmp_path: Path) -> None:
     world.disks["pv0"].data[world.disks["pv0"].extents(0) : world.disks["pv0"].extents(0) + 6] = b"LUKS\xba\xbe"
     out = run(*world.write(tmp_path), "list").stdout
-    assert "vg/thick   linear   256 KiB        -  rw      LUKS (encrypted)" in out
+    assert "vg/thick   linear   256 KiB        -  ro      LUKS (encrypted)" in out
 
 
 def test_a_listing_as_json_has_the_same_facts(world: World, tmp_path: Path) -> None:

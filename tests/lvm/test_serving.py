@@ -6,14 +6,16 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from tests.cli.conftest import TOP, Machine, machine, mounted
 from tests.fuse.conftest import as_nobody
 from tests.lvm.builder import World, lv_section
+from tests.lvm.reading import read_all
 from tests.lvm.test_real_sets import digests, real, sums
 
 __all__ = ["machine", "mounted", "real"]
@@ -126,6 +128,135 @@ def test_an_overlay_over_a_pool_that_has_changed_since_is_refused(
     assert done.stdout == f"thinfs lvm serve: {overlay}: the disks have changed since it was made over vg/one\n"
 
 
+# -- written to the disks
+
+
+def write_through(mounted: Machine, file: str, offset: int, data: bytes) -> None:
+    with (mounted.mount_dir / file).open("r+b") as image:
+        image.seek(offset)
+        image.write(data)
+        os.fsync(image.fileno())
+
+
+def test_what_is_written_to_the_disks_is_in_its_volume_and_nowhere_else(
+    mounted: Machine, world: World, tmp_path: Path
+) -> None:
+    paths = world.write(tmp_path)
+    before = [Path(path).read_bytes() for path in paths]
+    succeeded(mounted, *paths, "serve", "--rw")
+    expected = {name: bytearray(data) for name, data in world.contents.items()}
+    for name in ("vg/wide", "vg/one", "vg/two", "vg/guest"):
+        write_through(mounted, name.replace("/", "-"), 65_000, name.encode() * 200)
+        expected[name][65_000 : 65_000 + 200 * len(name)] = name.encode() * 200
+    for name in ("vg-ro--one", "vg-thick"):  # by its permission; as an external origin
+        with pytest.raises(OSError, match=r"Read-only file system|Permission denied"):
+            (mounted.mount_dir / name).open("r+b")
+    assert mounted.thinfs("stop").returncode == 0
+    read = read_all(paths)
+    assert read.contents == expected
+    assert (read.problems, read.doubts) == ((), [])
+    for path, old in zip(paths, before, strict=True):
+        assert Path(path).read_bytes()[:65536] == old[:65536]  # label and text
+
+
+def test_the_pool_is_loaded_as_lvm_loads_it_and_keeps_its_transaction(
+    mounted: Machine, world: World, tmp_path: Path
+) -> None:
+    world.pool["discards"] = "nopassdown"
+    del world.pool["zero_new_blocks"]
+    world.lvs["pool"]["flags"] = ["ERROR_WHEN_FULL"]
+    paths = world.write(tmp_path)
+    succeeded(mounted, *paths, "serve", "guest", "--rw")
+    assert mounted.prints("table", "vg-pool-tpool").startswith(
+        "0 2048 thin-pool lvm:vg/pool_tmeta lvm:vg/pool_tdata 128 0 3 skip_block_zeroing "
+    )
+    status = mounted.prints("status", "vg-pool-tpool").split()
+    assert (status[3], status[7]) == ("3", "rw")
+    assert "no_discard_passdown" in status
+    assert "error_if_no_space" in status
+    assert sorted(os.listdir(mounted.mount_dir)) == ["vg-guest", "vg-pool-tpool", "vg-thick-real"]
+    write_through(mounted, "vg-guest", 3 * 65536, b"new block")
+    assert mounted.thinfs("stop").returncode == 0
+    tmeta = tmp_path / "exported-tmeta"
+    assert mounted.thinfs("lvm", *paths, "export", "pool_tmeta", str(tmeta)).returncode == 0
+    subprocess.run(["/usr/sbin/thin_check", "-q", tmeta], check=True)
+    read = read_all(paths)
+    assert (
+        read.contents["vg/guest"][3 * 65536 : 4 * 65536] == b"new block" + world.contents["vg/thick"][3 * 65536 + 9 :]
+    )
+
+
+@pytest.mark.parametrize(
+    ("change", "line"),
+    [
+        (lambda world: world.vg["status"].append("EXPORTED"), "VG vg: exported"),
+        (lambda world: world.vg.update(system_id="other"), "VG vg: belongs to system 'other'"),
+        (lambda world: world.pool.update(message1={"delete": 9}), "pool vg/pool: a message is pending"),
+        (
+            lambda world: world.pool.update(message1={"delete": 9}, transaction_id=4),
+            "pool vg/pool: a message is pending",
+        ),
+        (lambda world: world.lvs["thick"]["segment1"].update(thin_pool="pool"), None),
+        (
+            lambda world: world.lvs["guest"]["segment1"].update(external_origin="two"),
+            "VG vg/guest: its external origin",
+        ),
+    ],
+)
+def test_writing_is_refused_where_the_text_makes_it_unsafe(
+    mounted: Machine, world: World, tmp_path: Path, change: Callable[[World], None], line: str | None
+) -> None:
+    change(world)
+    done = mounted.thinfs("lvm", *world.write(tmp_path), "serve", "guest", "--rw")
+    if line is None:
+        assert done.returncode == 0
+    else:
+        assert done.returncode == 1
+        assert done.stdout.startswith(f"thinfs lvm serve: not to be written: {line}")
+        assert len(done.stdout.splitlines()) == 1
+
+
+def test_writing_is_refused_with_a_disk_missing_or_an_area_stale_or_damaged(
+    mounted: Machine, world: World, tmp_path: Path
+) -> None:
+    paths = world.write(tmp_path)
+    assert "(pv1) is on none of the images" in mounted.thinfs("lvm", paths[0], "serve", "thick", "--rw").stdout
+    world.disks["pv0"].write_area(0, world.raw_text().replace(b"seqno = 7", b"seqno = 6"))
+    world.store(tmp_path)
+    assert "not to be written: " in mounted.thinfs("lvm", *paths, "serve", "thick", "--rw").stdout
+    world.disks["pv0"].data[4096 + 77] ^= 1
+    world.store(tmp_path)
+    assert "checksum" in mounted.thinfs("lvm", *paths, "serve", "thick", "--rw").stdout
+    assert mounted.thinfs("stop").returncode == 1
+
+
+@pytest.mark.parametrize("kind", ["needs_check", "leaf"])
+def test_writing_is_refused_where_the_pool_makes_it_unsafe(
+    mounted: Machine, changed_world: Callable[..., World], tmp_path: Path, kind: str
+) -> None:
+    def damage(metadata: Any) -> None:
+        if kind == "needs_check":
+            metadata.set_needs_check()
+        else:  # a block that is mapped and not counted
+            thin = metadata.open_thin(2)
+            thin.insert_block(9, 15)
+            metadata.close_thin(thin)
+
+    paths = changed_world(damage).write(tmp_path)
+    done = mounted.thinfs("lvm", *paths, "serve", "one", "--rw")
+    assert (done.returncode, len(done.stdout.splitlines())) == (1, 1)
+    assert done.stdout.startswith("thinfs lvm serve: not to be written: pool vg/pool: ")
+    assert mounted.thinfs("lvm", *paths, "serve", "one").returncode == 0
+
+
+def test_an_overlay_and_the_disks_themselves_are_not_written_at_once(mounted: Machine, tmp_path: Path) -> None:
+    done = mounted.thinfs("lvm", "x", "serve", "--rw", "--overlay", "y")
+    assert (done.returncode, "not allowed with argument" in done.stdout) == (2, True)
+
+
+# -- the real sets
+
+
 def test_every_file_served_from_a_real_set_is_as_the_kernel_showed_it(
     mounted: Machine, real: tuple[str, list[Path]]
 ) -> None:
@@ -140,6 +271,28 @@ def test_every_file_served_from_a_real_set_is_as_the_kernel_showed_it(
     assert found == sums(name)
     assert mounted.thinfs("stop").returncode == 0
     assert digests(paths) == before
+
+
+def test_a_real_pool_is_written_and_its_other_volumes_stay_as_they_were(
+    mounted: Machine, two_pvs: list[Path], tmp_path: Path
+) -> None:
+    paths = []
+    for path in two_pvs:
+        paths.append(tmp_path / path.name)
+        subprocess.run(["cp", "--sparse=always", "--reflink=auto", path, paths[-1]], check=True)
+    words = [str(path) for path in paths]
+    succeeded(mounted, *words, "serve", "--rw")
+    write_through(mounted, "nas-share", 70 << 20, b"x" * (1 << 20))
+    write_through(mounted, "nas-guest1", 12345, b"guest")
+    assert mounted.thinfs("stop").returncode == 0
+    assert succeeded(mounted, *words, "check").count("sound") == 11
+    read = read_all(words)
+    found = {name: hashlib.sha256(data).hexdigest() for name, data in read.contents.items()}
+    assert {name for name, digest in sums("lvm-two-pvs").items() if found[name] != digest} == {
+        "nas/share",
+        "nas/guest1",
+    }
+    assert read.contents["nas/share"][70 << 20 : 71 << 20] == b"x" * (1 << 20)
 
 
 @pytest.fixture

@@ -228,5 +228,5 @@ def test_a_count_of_zero_cannot_drop_and_a_block_beyond_the_end_has_none() -> No
 def test_a_leaf_of_other_values_is_bad_metadata() -> None:
     tm, _ = new_transaction()
     root, _ = Btree(tm, ValueType(8)).insert(Btree(tm, ValueType(8)).empty(), (1,), 2)
-    with pytest.raises(BadMetadata, match="values of 8 bytes, not 24"):
+    with pytest.raises(BadMetadata, match="metadata block 4: btree leaf: value_size: 8, expected 24"):
         Btree(tm, ValueType(24)).lookup_words(root, 1)

@@ -59,7 +59,8 @@ class ComposedVolume:
                 if column.offset + length // nr > column.below.size_bytes:
                     raise BadMetadata(f"{label}: runs past the end of {column.below.label}")
 
-    def _pieces(self, begin: int, end: int) -> Iterator[tuple[int, int, Readable, int]]:
+    def pieces(self, begin: int, end: int) -> Iterator[tuple[int, int, Readable, int]]:
+        """As those of a segment."""
         i = bisect_right(self._begins, begin) - 1
         while begin < end:
             segment = self._segments[i]
@@ -69,10 +70,10 @@ class ComposedVolume:
 
     def read(self, offset: int, length: int) -> bytes:
         check_range(self, offset, length)
-        parts = [below.read(at, last - first) for first, last, below, at in self._pieces(offset, offset + length)]
+        parts = [below.read(at, last - first) for first, last, below, at in self.pieces(offset, offset + length)]
         return parts[0] if len(parts) == 1 else b"".join(parts)
 
     def data_ranges(self, begin: int, end: int) -> Iterator[tuple[int, int]]:
-        for first, last, below, at in self._pieces(begin, end):
+        for first, last, below, at in self.pieces(begin, end):
             for low, high in below.data_ranges(at, at + last - first):
                 yield first + low - at, first + high - at

@@ -8,6 +8,20 @@ from thinfs.lvm.disks import scan
 from thinfs.lvm.image import DiskImage
 from thinfs.lvm.in_use import refuse_in_use, users
 from thinfs.lvm.volumes import Volumes
+from thinfs.lvm.writing import WritableDisk
+
+
+@contextmanager
+def open_writable_volumes(paths: Sequence[str]) -> Iterator[Volumes]:
+    """The volumes on disks that nobody else uses, locked; what is against writing is the caller's to ask."""
+    with open_volumes(paths):
+        pass  # refused if somebody uses them; then the locks are exchanged for stronger ones
+    with ExitStack() as stack:
+        disks = []
+        for path in paths:
+            disks.append(WritableDisk(path))
+            stack.callback(disks[-1].close)
+        yield Volumes(scan(disks))
 
 
 @contextmanager

@@ -29,7 +29,14 @@ class Readable(Protocol):
         """Ascending half-open ranges within `begin..end`; what is in none of them reads as zeros."""
 
 
-def check_range(readable: Readable, offset: int, length: int) -> None:
+class Sized(Protocol):
+    @property
+    def label(self) -> str: ...
+    @property
+    def size_bytes(self) -> int: ...
+
+
+def check_range(readable: Sized, offset: int, length: int) -> None:
     if offset < 0 or length < 0 or offset + length > readable.size_bytes:
         raise IOFailed(f"{readable.label}: bytes {offset}..{offset + length} are past its end, {readable.size_bytes}")
 

@@ -135,6 +135,7 @@ class VolumeGroup:
     fault: ThinfsError | None  # why nothing of it is opened
     pvs: Mapping[str, PvEntry]
     lvs: Mapping[str, LogicalVolume]
+    external_origins: frozenset[str] = frozenset()
     remarks: list[str] = field(default_factory=list)
 
     @property
@@ -172,6 +173,8 @@ def volume_group(text: Section) -> VolumeGroup:
     group.pvs = _physical_volumes(section, where)
     volumes = section_in(section, "logical_volumes", where) if "logical_volumes" in section else {}
     group.lvs = {name: _logical_volume(name, value, where) for name, value in volumes.items()}
+    thins = [lv.thin for lv in group.lvs.values() if lv.thin is not None]
+    group.external_origins = frozenset(thin.external_origin for thin in thins if thin.external_origin is not None)
     _judge(group)
     return group
 

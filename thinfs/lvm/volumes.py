@@ -40,7 +40,9 @@ class Volume:
 
     @property
     def read_only(self) -> bool:
-        """By LVM's permission; what is served here is read-only anyhow, but for an overlay."""
+        """By LVM's permission, or because thins show what is in it (LVM permits no writing to an external origin)."""
+        if self.lv.name in self.group.vg.external_origins:
+            return True
         return "WRITE" not in self.lv.status and "WRITE_LOCKED" not in self.lv.flags
 
 
@@ -110,7 +112,7 @@ class Volumes:
             pool = self.pool_of(volume)
             digest.update(pool.metadata.read(0, METADATA_BLOCK_BYTES))
             if volume.lv.thin.external_origin is not None:
-                digest.update(self.state(self._below(volume, volume.lv.thin.external_origin)).encode())
+                digest.update(self.state(self.below(volume, volume.lv.thin.external_origin)).encode())
         return digest.hexdigest()
 
     def pool_of(self, volume: Volume) -> ThinPool:
@@ -174,14 +176,14 @@ class Volumes:
             begin, begin + segment.extent_count * extent, columns, sectors_to_bytes(segment.stripe_sectors)
         )
 
-    def _below(self, volume: Volume, name: str) -> Volume:
+    def below(self, volume: Volume, name: str) -> Volume:
         lv = volume.group.vg.lvs.get(name)
         if lv is None:
             raise BadMetadata(f"VG {volume.label}: stands on {name[:40]!r}, which is not in its group")
         return Volume(volume.group, lv, f"{volume.label.partition('/')[0]}/{name}")
 
     def _open_below(self, volume: Volume, name: str) -> Readable:
-        return self.open(self._below(volume, name))
+        return self.open(self.below(volume, name))
 
     def _thin(self, volume: Volume, thin: Thin) -> Readable:
         pool = self.pool_of(volume)
@@ -193,7 +195,7 @@ class Volumes:
 
     def _try_pool(self, volume: Volume, pool_name: str) -> ThinPool | ThinfsError:
         try:
-            owner = self._below(volume, pool_name)
+            owner = self.below(volume, pool_name)
             for fault in (owner.group.vg.fault, owner.lv.fault):
                 if fault is not None:
                     raise fault

@@ -3,16 +3,19 @@
 Promises: arrays of full length (`max_entries`), so that moving entries leaves behind exactly the bytes that the
 kernel's memmoves leave; `parse` refuses a wrong number, checksum or an impossible header. A value is one
 u32, or one to three u64 (`stride` items of `values`). Mutable: it is the block in memory. Never follows a
-pointer: see persistent/btree.py. Source: docs/reference/format.md, 3.
+pointer: see persistent/btree.py; `check` is what a tree may take for granted of each of its nodes.
+Source: docs/reference/format.md, 3.
 """
 
 from array import array
 from dataclasses import dataclass, field
+from operator import lt
 from typing import Final
 
 from construct import Bytes, Check, Int32ul, Int64ul, Struct
 
 from thinfs.blockdev import Buffer
+from thinfs.errors import BadMetadata
 from thinfs.ondisk import checksum, fields
 from thinfs.units import METADATA_BLOCK_BYTES
 
@@ -48,6 +51,9 @@ _HEADER: Final = fields.leading_integers(BTREE_NODE)
 def max_entries_for(value_size: int) -> int:
     """A multiple of three, as the kernel's calc_max_entries."""
     return 3 * (_BODY_BYTES // (8 + value_size) // 3)
+
+
+_MAX_ENTRIES: Final = {size: max_entries_for(size) for size in (4, 8, 16, 24)}  # of all values there are
 
 
 def _stride(value_size: int) -> int:
@@ -119,6 +125,22 @@ class BtreeNode:
             raw["values"],
             raw.trailing,
         )
+
+    def check(self, block_nr: int) -> None:
+        """Raises BadMetadata for sizes that no tree has, and for keys that do not ascend."""
+        nr = self.nr_entries
+        if _MAX_ENTRIES.get(self.value_size) != self.max_entries:
+            raise self._bad(block_nr, "max_entries", f"{self.max_entries} values of {self.value_size} bytes")
+        if not self.is_leaf and (nr == 0 or self.value_size != 8):
+            raise self._bad(block_nr, "nr_entries", f"an internal node of {nr} children of {self.value_size} bytes")
+        keys = self.keys[:nr]
+        if not all(map(lt, keys, keys[1:])):
+            i = next(i for i in range(1, nr) if keys[i] <= keys[i - 1])
+            raise self._bad(block_nr, f"keys[{i}]", f"{keys[i]} after {keys[i - 1]}")
+
+    @staticmethod
+    def _bad(block_nr: int, path: str, what: str) -> BadMetadata:
+        return BadMetadata(f"metadata block {block_nr}: btree node: {path}: {what}")
 
     def _encode(self, block_nr: int) -> bytes:
         if not fields.ARRAYS_ARE_LITTLE_ENDIAN:

@@ -92,6 +92,9 @@ class MetadataIndex:
         raw = fields.parse(METADATA_INDEX, data, block_nr, "metadata index")
         return cls(raw.padding, raw.index)
 
+    def check(self, block_nr: int) -> None:
+        """Its entries are judged one by one, where they are used."""
+
     def build(self, block_nr: int) -> bytes:
         raw = {"csum": 0, "padding": self.padding, "blocknr": block_nr, "index": self.index}
         return checksum.stamp(
@@ -126,6 +129,9 @@ class Bitmap:
         checksum.check_sum(data, block_nr, checksum.BITMAP_SALT, "bitmap")
         raw = fields.parse(BITMAP, data, block_nr, "bitmap")
         return cls(raw.not_used, bytearray(raw.entries))
+
+    def check(self, block_nr: int) -> None:
+        """Any 2-bit counts may stand side by side."""
 
     def build(self, block_nr: int) -> bytes:
         return checksum.stamp(_BITMAP_HEADER.pack(0, self.not_used, block_nr) + self.entries, checksum.BITMAP_SALT)

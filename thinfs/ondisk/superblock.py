@@ -79,6 +79,9 @@ class Superblock:
             values[area] = SpaceMapRoot(**{name: raw[area][name] for name in SpaceMapRoot.__dataclass_fields__})
         return cls(**values)
 
+    def check(self, block_nr: int) -> None:
+        """Its roots are judged where they are followed."""
+
     def build(self, block_nr: int) -> bytes:
         raw = _values(self) | {"csum": 0, "blocknr": block_nr, "magic": SUPERBLOCK_MAGIC}
         return checksum.stamp(fields.build(SUPERBLOCK, raw, block_nr, "superblock"), checksum.SUPERBLOCK_SALT)

@@ -11,8 +11,8 @@ from typing import Final, Protocol, Self, TypeVar
 
 from thinfs.bio import Bio, Op, Submits
 from thinfs.blockdev import Buffer
-from thinfs.errors import InvalidArgument
-from thinfs.units import METADATA_BLOCK_BYTES
+from thinfs.errors import BadMetadata, InvalidArgument
+from thinfs.units import MAX_METADATA_BLOCKS, METADATA_BLOCK_BYTES
 
 _CACHED_BLOCK_BYTES: Final = 4700  # in memory, decoded
 _CACHE_SHARE: Final = 50
@@ -32,6 +32,9 @@ class MetadataBlock(Protocol):
 
     @classmethod
     def parse(cls, data: Buffer, block_nr: int) -> Self: ...
+
+    def check(self, block_nr: int) -> None:
+        """Raises BadMetadata where what is in it cannot be, though the block is whole. Once, when it is read."""
 
     def build(self, block_nr: int) -> bytes: ...
 
@@ -77,8 +80,11 @@ class BlockManager:
         if block is None:
             block = self._cold.pop(block_nr, None)
             if block is None:
+                if block_nr >= MAX_METADATA_BLOCKS:
+                    raise BadMetadata(f"metadata block {block_nr}: there are at most {MAX_METADATA_BLOCKS}")
                 data = self.device.read(block_nr * METADATA_BLOCK_BYTES, METADATA_BLOCK_BYTES)
                 block = kind.parse(data, block_nr)
+                block.check(block_nr)
             self._nr_clean += 1
             if self._nr_clean > self._capacity:
                 self._age()

@@ -1,7 +1,8 @@
 """Copy-on-write btrees of one or two levels: look up, insert, walk, delete; mirrors dm-btree.
 
 Promises: the kernel's splits and moves, entry for entry; a lookup of a cached path touches no construct and
-allocates next to nothing. A two-level tree is walked as one path whose upper leaf is the parent of the
+allocates next to nothing; a tree that cannot be (too deep, keys that are not the parent's) is BadMetadata with the
+block, in bounded steps. A two-level tree is walked as one path whose upper leaf is the parent of the
 subtree's root. Never decides what a value means: `ValueType` hooks do. Source: docs/reference/format.md, 4, 7, 8.
 """
 
@@ -18,6 +19,12 @@ from thinfs.persistent.transaction_manager import TransactionManager
 from thinfs.steps import Steps
 
 SPACE_THRESHOLD: Final = 8  # free slots that make a sibling worth moving entries to
+# Nodes on the way from a root to a leaf. With 84 children at the least, but for the root, five levels hold more nodes
+# than a metadata device has blocks: who finds no leaf within these goes round in a circle.
+MAX_LEVELS: Final = 16
+LEVELS: Final = range(MAX_LEVELS)
+
+END_OF_KEYS: Final = 1 << 64
 
 ValuesHook = Callable[["array[int]"], None]
 
@@ -45,6 +52,21 @@ def runs(values: Iterable[int]) -> Iterator[tuple[int, int]]:
         yield begin, end
 
 
+def too_deep(block_nr: int) -> BadMetadata:
+    return BadMetadata(f"metadata block {block_nr}: btree: more than {MAX_LEVELS} nodes lead to it")
+
+
+def check_keys(node: BtreeNode, block_nr: int, begin: int, end: int) -> None:
+    """BadMetadata unless the keys of a node below another are in [begin, end), and there are some.
+
+    Every way that changes a tree comes by here; lookups do not, for which a key in the wrong place is just not there.
+    """
+    nr = node.nr_entries
+    if not nr or node.keys[0] < begin or node.keys[nr - 1] >= end:
+        has = f"{node.keys[0]} to {node.keys[nr - 1]}" if nr else "none"
+        raise BadMetadata(f"metadata block {block_nr}: btree node: keys: {has}, expected some of {begin} to {end - 1}")
+
+
 class Btree:
     """The operations; roots are passed in and handed back, as their owner decides when they count."""
 
@@ -65,7 +87,7 @@ class Btree:
     def find_leaf(self, root: int, key: int) -> tuple[BtreeNode, int]:
         """The leaf that would hold `key` and the index of the last key <= it (-1: none)."""
         hot = self.tm.bm.hot
-        while True:
+        for _ in LEVELS:
             node = hot.get(root)
             if type(node) is not BtreeNode:
                 node = self.tm.bm.read(root, BtreeNode)
@@ -73,11 +95,12 @@ class Btree:
             if i < 0 or node.is_leaf:
                 return node, i
             root = node.values[i]
+        raise too_deep(root)
 
     def lookup(self, root: int, key: int) -> int | None:
         """The first word of the value of `key` in a tree of one level. The hot path."""
-        hot = self.tm.bm.hot
-        while True:
+        hot, levels = self.tm.bm.hot, MAX_LEVELS  # counted down: an iterator costs more
+        while levels:
             node = hot.get(root)
             if type(node) is not BtreeNode:
                 node = self.tm.bm.read(root, BtreeNode)
@@ -88,47 +111,86 @@ class Btree:
             if node.is_leaf:
                 return node.values[i * node.stride] if keys[i] == key else None
             root = node.values[i]
+            levels -= 1
+        raise too_deep(root)
 
     def lookup_words(self, root: int, key: int) -> "array[int] | None":
         node, i = self.find_leaf(root, key)
-        self._check_leaf(node)
+        self._check_leaf(node, root)
         return node.value(i) if i >= 0 and node.keys[i] == key else None
 
-    def _check_leaf(self, node: BtreeNode) -> None:
+    def _check_leaf(self, node: BtreeNode, root: int) -> None:
+        """A leaf of another tree has values of another size, but for some; `root` leads to it."""
         if node.is_leaf and node.value_size != self.levels[-1].size:
-            raise BadMetadata(f"btree leaf with values of {node.value_size} bytes, not {self.levels[-1].size}")
+            raise BadMetadata(
+                f"metadata block {root}: btree leaf: value_size: {node.value_size}, expected {self.levels[-1].size}"
+            )
+
+    def _children(self, node: BtreeNode, end: int) -> Iterator[tuple[int, int, int]]:
+        """(block, where its keys may begin, where they end) of an internal node whose own keys end at `end`."""
+        nr = node.nr_entries
+        for i in range(nr):
+            yield node.values[i], node.keys[i], node.keys[i + 1] if i + 1 < nr else end
 
     def next_position(self, root: int, key: int) -> tuple[BtreeNode, int] | None:
-        """Leaf and index of the first key >= `key`: tries the child that may hold it, then the next only."""
-        node = self.tm.bm.read(root, BtreeNode)
-        if node.is_leaf:
-            i = bisect_left(node.keys, key, 0, node.nr_entries)
-            return (node, i) if i < node.nr_entries else None
-        i = max(bisect_right(node.keys, key, 0, node.nr_entries) - 1, 0)
-        found = None
+        """Leaf and index of the first key >= `key`, which is in the leaf that may hold it or begins the next one."""
+        after = -1  # the lowest node on the right of the way down
+        for _ in LEVELS:
+            node = self.tm.bm.read(root, BtreeNode)
+            if node.is_leaf:
+                break
+            i = max(bisect_right(node.keys, key, 0, node.nr_entries) - 1, 0)
+            if i + 1 < node.nr_entries:
+                after = node.values[i + 1]
+            root = node.values[i]
+        else:
+            raise too_deep(root)
+        self._check_leaf(node, root)
+        i = bisect_left(node.keys, key, 0, node.nr_entries)
         if i < node.nr_entries:
-            found = self.next_position(node.values[i], key)
-            if found is None and i + 1 < node.nr_entries:
-                found = self.next_position(node.values[i + 1], key)
-        return found
+            return node, i
+        return None if after < 0 else (self._first_leaf(after, key), 0)
+
+    def _first_leaf(self, root: int, key: int) -> BtreeNode:
+        """The leaf that begins with the lowest key of all below `root`, which must be above `key`."""
+        for _ in LEVELS:
+            node = self.tm.bm.read(root, BtreeNode)
+            if node.is_leaf:
+                self._check_leaf(node, root)
+                if not node.nr_entries or node.keys[0] < key:
+                    raise BadMetadata(f"metadata block {root}: btree leaf: keys: none, or not after {key}")
+                return node
+            root = node.values[0]
+        raise too_deep(root)
 
     def highest_key(self, root: int) -> int | None:
-        while True:
+        for _ in LEVELS:
             node = self.tm.bm.read(root, BtreeNode)
             if not node.nr_entries:
                 return None
             if node.is_leaf:
                 return node.keys[node.nr_entries - 1]
             root = node.values[node.nr_entries - 1]
+        raise too_deep(root)
 
     def walk(self, root: int) -> Iterator[tuple[int, "array[int]"]]:
         """(key, value words) in ascending order; the tree must not change meanwhile."""
+        return self._walk(root, 0, END_OF_KEYS, 0)
+
+    def _walk(self, root: int, begin: int, end: int, level: int) -> Iterator[tuple[int, "array[int]"]]:
+        if level not in LEVELS:
+            raise too_deep(root)
         node = self.tm.bm.read(root, BtreeNode)
-        for i in range(node.nr_entries):
-            if node.is_leaf:
+        if level:
+            check_keys(node, root, begin, end)
+        if node.is_leaf:
+            self._check_leaf(node, root)
+            for i in range(node.nr_entries):
                 yield node.keys[i], node.value(i)
-            else:
-                yield from self.walk(node.values[i])
+        else:
+            # Children have keys of their own: whatever leads where, no node is walked twice.
+            for child, first, last in self._children(node, end):
+                yield from self._walk(child, first, last, level + 1)
 
     # -- shadows and hooks
 
@@ -140,6 +202,13 @@ class Btree:
             elif value_type.inc is not None:
                 value_type.inc(node.live_values())
         return block_nr, node
+
+    def shadow_child(self, parent: BtreeNode, i: int) -> BtreeNode:
+        """The child at `i`, to be changed, its keys within what the parent says."""
+        nr, original = parent.nr_entries, parent.values[i]
+        parent.values[i], child = self.shadow(original, self.levels[-1])
+        check_keys(child, original, parent.keys[i], parent.keys[i + 1] if i + 1 < nr else END_OF_KEYS)
+        return child
 
     def inc_children(self, children: "array[int]") -> None:
         for begin, end in runs(children):
@@ -160,8 +229,8 @@ class Btree:
                 if not found:
                     raise InvalidArgument(f"btree {root}: no subtree {key} to insert into")
                 block_nr = node.values[i]
+        self._check_leaf(node, root)
         if not found:
-            self._check_leaf(node)
             node.insert_at(i, keys[-1], value)
             return insertion.root, True
         value_type = self.levels[-1]
@@ -175,26 +244,41 @@ class Btree:
     def overwrite_leaf(self, root: int, key: int) -> tuple[int, BtreeNode, int]:
         """Shadow the path to a key that is there, without splitting: (new root, its leaf, its index)."""
         new_root, node = self.shadow(root, self.levels[-1])
-        while True:
+        for _ in LEVELS:
             i = bisect_right(node.keys, key, 0, node.nr_entries) - 1
             if i < 0 or (node.is_leaf and node.keys[i] != key):
-                raise BadMetadata(f"btree {root}: key {key} is missing")
+                raise BadMetadata(f"metadata block {root}: btree: key {key} is missing")
             if node.is_leaf:
+                self._check_leaf(node, root)
                 return new_root, node, i
-            node.values[i], node = self.shadow(node.values[i], self.levels[-1])
+            node = self.shadow_child(node, i)
+        raise too_deep(root)
 
     # -- deletion of whole trees
 
-    def delete(self, root: int, level: int = 0) -> Steps[None]:
+    def delete(self, root: int) -> Steps[None]:
         """Drop one reference of the tree; the last one takes the nodes with it, child after child."""
+        return self._delete(root, 0, 0)
+
+    def _delete(self, root: int, level: int, depth: int) -> Steps[None]:
+        """`level` of the tree; `depth`: nodes passed within it."""
         tm = self.tm
-        if tm.sm.count(root) <= 1:
+        count = tm.sm.count(root)
+        if not count:
+            raise BadMetadata(f"metadata block {root}: a btree leads to it, and it is free")
+        if count == 1:
+            if depth not in LEVELS:
+                raise too_deep(root)
             node = tm.bm.read(root, BtreeNode)
             last_level = level == len(self.levels) - 1
-            if not node.is_leaf or not last_level:
+            if not node.is_leaf:
                 for child in node.live_values():
-                    yield from self.delete(child, level + node.is_leaf)
+                    yield from self._delete(child, level, depth + 1)
+            elif not last_level:
+                for child in node.live_values():
+                    yield from self._delete(child, level + 1, 0)
             else:
+                self._check_leaf(node, root)
                 dec = self.levels[-1].dec
                 if dec is not None and node.nr_entries:
                     dec(node.live_values())
@@ -216,8 +300,12 @@ class _Insertion:
     def descend(self, block_nr: int, key: int, i: int, value_type: ValueType) -> int:
         """Down one level of the tree to its leaf; the index of `key` or where it belongs."""
         tree, top, parent = self._tree, True, self.node if self.root >= 0 else None
-        while True:
+        begin, end = 0, END_OF_KEYS
+        for _ in LEVELS:
+            original = block_nr
             block_nr, node = tree.shadow(block_nr, value_type)
+            if not top:
+                check_keys(node, original, begin, end)
             if self.root < 0:
                 self.root = block_nr
             if parent is not None:
@@ -235,7 +323,12 @@ class _Insertion:
                 break
             if i < 0:
                 node.keys[0], i = key, 0
+            begin = node.keys[i]
+            if i + 1 < node.nr_entries:
+                end = node.keys[i + 1]
             block_nr, parent, top = node.values[i], node, False
+        else:
+            raise too_deep(block_nr)
         self.node, self.parent = node, parent
         return i if i >= 0 and node.keys[i] == key else i + 1
 
@@ -257,7 +350,7 @@ class _Insertion:
             sibling_nr = parent.values[i - 1]
             if tree.tm.sm.is_shared(sibling_nr):
                 any_shared = True
-            elif _nr_free(tree, sibling_nr) >= SPACE_THRESHOLD:
+            elif _nr_free(tree, parent, i - 1, node) >= SPACE_THRESHOLD:
                 parent.values[i - 1], left = tree.shadow(sibling_nr, value_type)
                 balance(left, node)
                 parent.keys[i] = node.keys[0]
@@ -266,7 +359,7 @@ class _Insertion:
             sibling_nr = parent.values[i + 1]
             if tree.tm.sm.is_shared(sibling_nr):
                 any_shared = True
-            elif _nr_free(tree, sibling_nr) >= SPACE_THRESHOLD:
+            elif _nr_free(tree, parent, i + 1, node) >= SPACE_THRESHOLD:
                 parent.values[i + 1], right = tree.shadow(sibling_nr, value_type)
                 balance(node, right)
                 parent.keys[i + 1] = right.keys[0]
@@ -280,6 +373,7 @@ class _Insertion:
         return self._two_into_three(parent, i, node, key, value_type)
 
     def _two_into_three(self, parent: BtreeNode, i: int, right: BtreeNode, key: int, vt: ValueType) -> BtreeNode:
+        _nr_free(self._tree, parent, i - 1, right)
         parent.values[i - 1], left = self._tree.shadow(parent.values[i - 1], vt)
         middle = _like(right)
         middle_nr = self._tree.tm.new(middle)
@@ -293,9 +387,19 @@ class _Insertion:
         return middle if key < right.keys[0] else right
 
 
-def _nr_free(tree: Btree, block_nr: int) -> int:
+def _nr_free(tree: Btree, parent: BtreeNode, i: int, sibling: BtreeNode) -> int:
+    """Free slots of the child at `i`, which must be one that can stand beside `sibling`."""
+    block_nr = parent.values[i]
     node = tree.tm.bm.read(block_nr, BtreeNode)
+    check_keys(node, block_nr, parent.keys[i], parent.keys[i + 1] if i + 1 < parent.nr_entries else END_OF_KEYS)
+    check_alike(node, sibling, block_nr)
     return node.max_entries - node.nr_entries
+
+
+def check_alike(node: BtreeNode, sibling: BtreeNode, block_nr: int) -> None:
+    """BadMetadata unless entries can move from one to the other."""
+    if node.is_leaf is not sibling.is_leaf or node.value_size != sibling.value_size or node is sibling:
+        raise BadMetadata(f"metadata block {block_nr}: btree node: not of its parent's other children's kind")
 
 
 def _like(node: BtreeNode) -> BtreeNode:

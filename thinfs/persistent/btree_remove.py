@@ -11,8 +11,9 @@ from dataclasses import dataclass
 from enum import Enum, auto
 from typing import Final, TypeAlias
 
+from thinfs.errors import BadMetadata
 from thinfs.ondisk.btree_node import BtreeNode
-from thinfs.persistent.btree import Btree, balance, redistribute
+from thinfs.persistent.btree import END_OF_KEYS, LEVELS, Btree, balance, check_alike, redistribute, too_deep
 from thinfs.persistent.transaction_manager import TransactionManager
 from thinfs.steps import Steps, drive
 
@@ -49,18 +50,20 @@ def remove_steps(tree: Btree, root: int, key: int, dec: DecSteps) -> Steps[tuple
 def remove_leaves(tree: Btree, root: int, begin: int, end: int) -> Generator[int, None, tuple[int, int, int]]:
     """Remove the run of keys from `begin`, up to the first gap or `end`: (new root, how many, next key).
 
-    Yields the present root now and then, at which the tree may be read.
+    `begin` is a key that is there: at least one goes, or it is BadMetadata, so that who comes again with the next key
+    makes progress. Yields the present root now and then, at which the tree may be read.
     """
     nr_removed, dec, near = 0, tree.levels[-1].dec, None
-    while True:
+    while True:  # `begin` grows
         if near is not None and begin < near.end:
             found, near = _descend_from(tree, near, begin)
         else:
             root, found, near = _descend(tree, root, begin)
-        if found is None:
-            return root, nr_removed, begin
-        node, i = found[0], max(found[1], 0)  # the nearest one counts (docs/reference/format.md, 8.1)
-        if i >= node.nr_entries or not begin <= node.keys[i] < end:
+        node, i = found if found is not None else (None, 0)
+        i = max(i, 0)  # the nearest one counts (docs/reference/format.md, 8.1)
+        if node is None or i >= node.nr_entries or not begin <= node.keys[i] < end:
+            if not nr_removed:
+                raise BadMetadata(f"metadata block {root}: btree: key {begin} is there, but not on its way")
             return root, nr_removed, begin
         if dec is not None:
             dec(node.value(i))
@@ -94,8 +97,10 @@ def _descend(tree: Btree, root: int, key: int) -> tuple[int, _Found, _Near | Non
     """Shadow and rebalance down to the leaf: (new root, where, from where the next key may go on)."""
     value_type = tree.levels[-1]
     root, node = tree.shadow(root, value_type)
-    settled, end, parent = True, 1 << 64, None
-    while not node.is_leaf:
+    settled, end, parent = True, END_OF_KEYS, None
+    for _ in LEVELS:
+        if node.is_leaf:
+            break
         fate = _rebalance_children(tree, node, key)
         if fate is _Fate.BELOW:
             return root, None, None
@@ -108,7 +113,9 @@ def _descend(tree: Btree, root: int, key: int) -> tuple[int, _Found, _Near | Non
         parent, above = node, end
         if i + 1 < node.nr_entries:
             end = min(end, node.keys[i + 1])
-        node.values[i], node = tree.shadow(node.values[i], value_type)
+        node = tree.shadow_child(node, i)
+    else:
+        raise too_deep(root)
     near = _Near(parent, above) if settled and parent is not None else None
     return root, (node, bisect_right(node.keys, key, 0, node.nr_entries) - 1), near
 
@@ -139,15 +146,22 @@ def _rebalance_children(tree: Btree, parent: BtreeNode, key: int) -> _Fate:
     if i < 0:
         return _Fate.BELOW
     first, last = max(i - 1, 0), min(i + 1, nr_before - 1)
-    children = []
-    for j in range(first, last + 1):
-        parent.values[j], child = tree.shadow(parent.values[j], tree.levels[-1])
-        children.append(child)
+    children = [_child(tree, parent, j) for j in range(first, last + 1)]
+    for j in range(1, len(children)):
+        check_alike(children[j], children[0], parent.values[first + j])
     if len(children) == 2:
         _rebalance_pair(tree.tm, parent, first, children[0], children[1])
     else:
         _rebalance_triple(tree.tm, parent, first, children[0], children[1], children[2])
     return _Fate.SETTLED if parent.nr_entries == nr_before else _Fate.SHRUNK
+
+
+def _child(tree: Btree, parent: BtreeNode, i: int) -> BtreeNode:
+    """To be changed; looked at when it becomes so, which is once for all the removals of a transaction."""
+    original = parent.values[i]
+    if original in tree.tm.exclusive:
+        return tree.tm.bm.read(original, BtreeNode)
+    return tree.shadow_child(parent, i)
 
 
 def _drop_child(tm: TransactionManager, parent: BtreeNode, i: int) -> None:

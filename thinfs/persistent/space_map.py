@@ -9,12 +9,12 @@ block held in memory (metadata). Never nests by itself: the metadata map does. S
 import re
 from typing import Final, Protocol
 
-from thinfs.errors import InvalidArgument
+from thinfs.errors import BadMetadata, InvalidArgument
 from thinfs.ondisk.space_map import OVERFLOW, PAIR_TO_COUNT, Bitmap, IndexEntry, SpaceMapRoot
 from thinfs.persistent import btree_remove
 from thinfs.persistent.btree import Btree, ValueType
 from thinfs.persistent.transaction_manager import TransactionManager
-from thinfs.units import ENTRIES_PER_BITMAP, ceil_div
+from thinfs.units import ENTRIES_PER_BITMAP, MAX_U32, ceil_div
 
 REF_COUNT: Final = ValueType(4)  # of the overflow tree
 _BITMAP_BYTES: Final = ENTRIES_PER_BITMAP // 4
@@ -47,6 +47,8 @@ class LowLevelMap:
     __slots__ = ("_overflow", "bitmap_root", "index", "nr_allocated", "nr_blocks", "ref_count_root", "tm")
 
     def __init__(self, tm: TransactionManager, index: Index, root: SpaceMapRoot) -> None:
+        if root.nr_allocated > root.nr_blocks:
+            raise BadMetadata(f"space map: nr_allocated: {root.nr_allocated} of {root.nr_blocks} blocks")
         self.tm = tm
         self.index = index
         self.nr_blocks = root.nr_blocks
@@ -76,13 +78,13 @@ class LowLevelMap:
 
     def small_count(self, block: int) -> int:
         """0, 1, 2, or 3 for "3 or more"."""
+        if not 0 <= block < self.nr_blocks:
+            raise InvalidArgument(f"space map: block {block} of {self.nr_blocks}")
         i, bit = divmod(block, ENTRIES_PER_BITMAP)
         entries = self.tm.bm.read(self.index.load(i).blocknr, Bitmap).entries
         return PAIR_TO_COUNT[entries[bit >> 2] >> ((bit & 3) << 1) & 3]
 
     def count(self, block: int) -> int:
-        if not 0 <= block < self.nr_blocks:
-            raise InvalidArgument(f"space map: block {block} of {self.nr_blocks}")
         small = self.small_count(block)
         if small != OVERFLOW:
             return small
@@ -137,6 +139,8 @@ class LowLevelMap:
             entry = self.index.load(i)
             block_nr, bitmap, _ = self.tm.shadow(entry.blocknr, Bitmap)
             nr_free, hint = step(bitmap.entries, begin - bit, bit, stop, entry.nr_free, entry.none_free_before)
+            if not 0 <= nr_free <= ENTRIES_PER_BITMAP or hint > ENTRIES_PER_BITMAP:
+                raise BadMetadata(f"metadata block {entry.blocknr}: bitmap: its index entry cannot be: {entry}")
             self.index.save(i, IndexEntry(block_nr, nr_free, hint))
             begin += stop - bit
 
@@ -169,6 +173,8 @@ class LowLevelMap:
                 self.ref_count_root, _ = self._overflow.insert(self.ref_count_root, (base + bit,), 3)
             else:
                 self.ref_count_root, leaf, i = self._overflow.overwrite_leaf(self.ref_count_root, base + bit)
+                if leaf.values[i] == MAX_U32:
+                    raise BadMetadata(f"space map: block {base + bit}: more than {MAX_U32} references")
                 leaf.values[i] += 1
             bit += 1
         return nr_free, hint
