@@ -1,5 +1,5 @@
 # make demo, make test, make lint: each sets up what it needs first (scripts/setup), which takes a second when all is there.
-.PHONY: setup demo test test-on simulation differential fuzz lint bench bench-quick profile clean
+.PHONY: setup demo test test-on simulation kills soak differential fuzz lint bench bench-quick profile clean
 .NOTPARALLEL:
 
 # Debian keeps mke2fs, debugfs and thin_check where an ordinary user's PATH does not lead.
@@ -22,11 +22,21 @@ test-on:
 	@scripts/setup test-on
 	scripts/test-on $(SUITE) $(WHO)
 
-# 100 long histories: every power cut, every fault; then the bulk paths. ARGS="--histories 1000 --seed 5000" for others.
+# Every history of up to three calls at every crash point; 100 long ones: every power cut, every fault; the bulk paths. ARGS="--histories 1000 --seed 5000" for others.
 simulation:
 	@scripts/setup test
 	.venv/bin/python -m tests.simulation.sweep $(ARGS)
 	.venv/bin/python -m tests.simulation.bulk
+
+# SIGKILL of a server under fio, writers that fsync, and snapshots of a mounted ext4: 50 times, five minutes, as root.
+kills:
+	@scripts/setup test
+	.venv/bin/python -m tests.kills $(ARGS)
+
+# 100 volumes, 16 writers, snapshots, deletes, discards for ten minutes, and what the server takes meanwhile.
+soak:
+	@scripts/setup test
+	.venv/bin/python -m tests.soak $(ARGS)
 
 # Metadata damaged by seed, its checksums right again, then used; ARGS="--images 100000 --seed 5000 --pool shared" for others.
 fuzz:

@@ -1,8 +1,8 @@
 """What a pool stands on: byte-addressed devices that are read, written, flushed and discarded, synchronously.
 
-Promises: exact reads (a short one is an error), writes durable after `flush`, an exclusive lock while
-a pool has a file open, sizes read afresh (a grown file is seen). Never: caches, knows a format, waits.
-A regular file is rounded down to whole sectors, as the loop driver does.
+Promises: exact reads (a short one is an error), no write past the end (a file does not grow by it), writes durable
+after `flush`, an exclusive lock while a pool has a file open, sizes read afresh (a grown file is seen). Never: caches,
+knows a format, waits. A regular file is rounded down to whole sectors, as the loop driver does.
 """
 
 import errno
@@ -12,7 +12,7 @@ import os
 import stat
 import struct
 import time
-from typing import Protocol, TypeAlias
+from typing import Protocol, TypeAlias, runtime_checkable
 
 from thinfs.errors import BackingMissing, Busy, IOFailed, ThinfsError, from_oserror
 from thinfs.libc import FALLOC_FL_KEEP_SIZE, FALLOC_FL_PUNCH_HOLE, fallocate
@@ -56,6 +56,13 @@ class BlockDevice(Protocol):
     def close(self) -> None: ...
 
 
+@runtime_checkable
+class HasDescriptor(Protocol):
+    """A BlockDevice that is nothing more than a file or block device: its descriptor may be used beside it."""
+
+    def fileno(self) -> int: ...
+
+
 class FileDevice:
     """A regular file or block device of the machine, held under an exclusive lock unless read-only."""
 
@@ -85,6 +92,7 @@ class FileDevice:
         self._label = f"{os.major(info.st_rdev)}:{os.minor(info.st_rdev)}" if self._is_block else self.path
         self._discard_works = True
         self._logged: dict[tuple[str, int | None], float] = {}
+        self._end = 0  # as far as the size has been seen to reach
 
     def _failed(self, error: OSError, what: str) -> ThinfsError:
         """The error of an operation; the log has it too, once a minute, for whoever did the I/O sees a number only."""
@@ -93,6 +101,9 @@ class FileDevice:
             self._logged[kind] = now
             log.error("%s: %s: %s", self.path, what, error.strerror)
         return from_oserror(error, f"{self.path}: {what}")
+
+    def fileno(self) -> int:
+        return self._fd
 
     @property
     def label(self) -> str:
@@ -120,9 +131,15 @@ class FileDevice:
                 data += more
         except OSError as error:
             raise self._failed(error, f"read at byte {offset}") from None
+        except OverflowError:  # past what any file can hold
+            raise IOFailed(f"{self.path}: no data at byte {offset}, it ends before") from None
         return data
 
     def write(self, offset: int, data: Buffer) -> None:
+        if offset + len(data) > self._end:  # a regular file would grow, silently
+            self._end = self.size_bytes
+            if offset + len(data) > self._end:
+                raise IOFailed(f"{self.path}: write at byte {offset}: it ends at byte {self._end}")
         try:
             done = os.pwrite(self._fd, data, offset)
             if done != len(data):

@@ -129,7 +129,13 @@ def suite_guest_7_2() -> Iterator[GuestSupply]:
 
 @pytest.fixture(scope="session")
 def suite_server() -> Iterator[ServerProcess]:
-    with server_process() as server:
+    with server_process("native") as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def suite_server_pyfuse3() -> Iterator[ServerProcess]:
+    with server_process("pyfuse3") as server:
         yield server
 
 
@@ -147,8 +153,8 @@ def machine_maker(
     match backend_name:
         case "userspace":
             return userspace_machine
-        case "server":
-            server = request.getfixturevalue("suite_server")
+        case "server" | "server-pyfuse3":
+            server = request.getfixturevalue("suite_" + backend_name.replace("-", "_"))
             return lambda: server_machine(server)
         case "ioctl":
             servers = request.getfixturevalue("suite_ioctl_servers")

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 import pytest
 
 from thinfs.bio import answers_at_once
-from thinfs.blockdev import BlockDevice, Buffer
+from thinfs.blockdev import BlockDevice, Buffer, HasDescriptor
 from thinfs.errors import IOFailed
 from thinfs.userspace import devices
 from thinfs.userspace.backing import Backing, BackingDevices
@@ -59,18 +59,33 @@ class FaultyDevice:
         self._device.discard(offset, length)
 
 
+class ServableFaultyDevice(FaultyDevice):
+    """Its descriptor may be used beside it, where nothing fails: for data devices whose I/O threads are to serve."""
+
+    def __init__(self, device: BlockDevice, path: str) -> None:
+        super().__init__(device, path)
+        assert isinstance(device, HasDescriptor)
+        self.fileno = device.fileno
+
+
 class FaultyBackingDevices(BackingDevices):
+    wrap: type[FaultyDevice] = FaultyDevice
+
     def acquire(self, path: str, *, read_only: bool = False) -> Backing:
         backing = super().acquire(path, read_only=read_only)
         if not isinstance(backing.device, FaultyDevice):
             assert answers_at_once(backing.device)
-            backing.device = FaultyDevice(backing.device, os.path.abspath(path))
+            backing.device = self.wrap(backing.device, os.path.abspath(path))
         return backing
 
 
+class ServableBackingDevices(FaultyBackingDevices):
+    wrap = ServableFaultyDevice
+
+
 @contextlib.contextmanager
-def installed() -> Iterator[None]:
-    """Device-mappers opened meanwhile stand on files that can be made to fail."""
+def installed(*, servable: bool = False) -> Iterator[None]:
+    """Device-mappers opened meanwhile stand on files that can be made to fail; if `servable`, threads may use them."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(devices, "BackingDevices", FaultyBackingDevices)
+        patch.setattr(devices, "BackingDevices", ServableBackingDevices if servable else FaultyBackingDevices)
         yield

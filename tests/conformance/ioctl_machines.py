@@ -27,7 +27,7 @@ class IoctlServers:
 
 @contextlib.contextmanager
 def ioctl_servers() -> Iterator[IoctlServers]:
-    with server_process() as engine:
+    with server_process("pyfuse3") as engine:
         directory = str(engine.directory / "kernel")
         log = engine.directory / "kernel.log"
         added = variables(str(engine.mount), os.environ)

@@ -114,6 +114,7 @@ async def test_a_failed_pool_made_again_is_at_its_last_commit(bench: Workbench) 
     assert await thin.holds(1, None)
 
 
+@pytest.mark.needs("failing data")
 async def test_data_that_cannot_be_written_is_eio_and_leaves_the_mode(bench: Workbench) -> None:
     pool = await bench.pool()
     thin = await pool.thin(0)
@@ -145,6 +146,7 @@ async def test_a_failed_copy_gives_eio_maps_nothing_and_leaks_one_block(bench: W
     assert await thin.mapped_blocks() == 1
 
 
+@pytest.mark.needs("failing data")
 async def test_data_that_cannot_be_read_is_eio(bench: Workbench) -> None:
     pool = await bench.pool()
     thin = await pool.thin(0)

@@ -119,9 +119,10 @@ class SuiteProcess:
 
 
 class ServerProcess:
-    """A server of the suite's own: a directory, a process, a mount."""
+    """A server of the suite's own: a directory, a process, a mount. `served_by`: native or pyfuse3."""
 
-    def __init__(self) -> None:
+    def __init__(self, served_by: str) -> None:
+        self._served_by = served_by
         self.directory = scratch_directory()
         self.mount = self.directory / "mnt"
         self.log = self.directory / "server.log"
@@ -131,7 +132,12 @@ class ServerProcess:
 
     def start(self) -> None:
         self._process = SuiteProcess(
-            self.directory, self.log, "server_process", str(self.mount), str(self.no_space_timeout)
+            self.directory,
+            self.log,
+            "server_process",
+            str(self.mount),
+            str(self.no_space_timeout),
+            self._served_by,
         )
 
     def stop(self) -> None:
@@ -151,8 +157,8 @@ class ServerProcess:
 
 
 @contextlib.contextmanager
-def server_process() -> Iterator[ServerProcess]:
-    server = ServerProcess()
+def server_process(served_by: str) -> Iterator[ServerProcess]:
+    server = ServerProcess(served_by)
     try:
         server.start()
         yield server

@@ -26,6 +26,7 @@ class MemoryImage:
     def __init__(self, name: str, inode: int, size_bytes: int, *, read_only: bool = False) -> None:
         self.name, self.inode, self.read_only = name, inode, read_only
         self.block_bytes = BLOCK_BYTES
+        self.written_ns = 0
         self.data = bytearray(size_bytes)
         self.mapped: set[int] = set()
         self.origin: set[int] = set()  # blocks where an external origin shows through
@@ -59,7 +60,7 @@ class MemoryImage:
             raise ZeroDivisionError("a bug in the engine")
         return bytes(memoryview(self.data)[offset : offset + length])
 
-    def write_now(self, offset: int, data: bytes) -> bool:
+    def write_now(self, offset: int, data: bytes | memoryview) -> bool:
         if not self.mapped.issuperset(self._blocks(offset, len(data))):
             return False
         self.data[offset : offset + len(data)] = data

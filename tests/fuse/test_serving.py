@@ -56,7 +56,7 @@ def kernel() -> Iterator[FakeKernel]:
 @pytest.fixture
 def volume(kernel: FakeKernel, data_fd: int) -> Iterator[Volume]:
     volume = Volume(data_fd, BLOCK)
-    assert volume.serve(INODE, SIZE, True)
+    volume.serve(INODE, SIZE, True)
     yield volume
     volume.close()
 
@@ -88,7 +88,8 @@ def test_what_is_not_known_is_pythons_and_answered_when_it_likes(kernel: FakeKer
     volume.learn(0, word(1))
     unique = kernel.read(INODE, BLOCK - 8, 16)
     request = kernel.taken()
-    assert (request.inode, request.operation, request.offset, request.length) == (INODE, _fuseshim.READ, BLOCK - 8, 16)
+    assert (request.inode, request.handle, request.operation) == (INODE, 1, _fuseshim.READ)
+    assert (request.offset, request.length) == (BLOCK - 8, 16)
     kernel.read(INODE, 0, 1)
     assert kernel.answer().data == b"\1"  # meanwhile
     request.data(b"late" * 4)
@@ -167,7 +168,13 @@ def test_a_device_that_fails_is_tried_again_by_python(kernel: FakeKernel, volume
 
 def test_permissions_go_under_a_shut_gate_only(kernel: FakeKernel, volume: Volume) -> None:
     volume.learn(0, word(1))
-    for take_away, arguments in ((volume.forget, (0, 1)), (volume.set_clock, (1,)), (volume.learn, (0, word(2)))):
+    volume.learn(1, word(1))
+    volume.shut()
+    volume.set_clock(1)
+    volume.open()
+    volume.learn(1, word(3, time=1))  # a shared one, which was only read
+    volume.learn(0, word(1, time=1))
+    for take_away, arguments in ((volume.forget, (0, 1)), (volume.set_clock, (2,)), (volume.learn, (0, word(2)))):
         with pytest.raises(RuntimeError, match="gate"):
             take_away(*arguments)
     volume.shut()

@@ -242,8 +242,9 @@ def run_history(
                 if cuts.failures:
                     break
             cuts.at_the_end()
-        except AssertionError as error:
-            cuts.failures.append(f"seed {seed}, {len(history.log)} operations, the last {history.log[-3:]}: {error}")
+        except (AssertionError, ThinfsError) as error:  # of the live pool, BadMetadata above all: a result like others
+            last = f"seed {seed}, {len(history.log)} operations, the last {history.log[-3:]}"
+            cuts.failures.append(f"{last}: {type(error).__name__}: {error}")
         finally:
             cuts.failures += cuts.external.failures()
             cuts.counts += cuts.external.counts

@@ -13,7 +13,7 @@ from collections import Counter
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
 
-from tests.simulation import fault_runs, power_cut
+from tests.simulation import exhaustive, fault_runs, power_cut
 from tests.thin_tools import thin_checks, version_of
 
 Result = tuple[str, Counter[str], list[str]]
@@ -35,6 +35,11 @@ def _fault(seed: int, nr_steps: int, small_cache: bool) -> Result:
     return f"faults{', tiny metadata cache' if small_cache else ''}", counts, failures
 
 
+def _exhaust(longest: int, share: int, nr_shares: int) -> Result:
+    done = exhaustive.run_share(longest, share, nr_shares)
+    return "exhaustive", done.counts, done.failures
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.simulation.sweep")
     parser.add_argument("--histories", type=int, default=100)
@@ -42,6 +47,9 @@ def main() -> int:
     parser.add_argument("--subsets", type=int, default=20, help="random subsets between two flushes")
     parser.add_argument("--fault-histories", type=int, default=4)
     parser.add_argument("--fault-steps", type=int, default=40)
+    parser.add_argument(
+        "--longest", type=int, default=3, help="calls of the longest history that is tried exhaustively"
+    )
     parser.add_argument("--seed", type=int, default=0, help="of the first history")
     parser.add_argument("--jobs", type=int, default=2)
     wanted = parser.parse_args()
@@ -53,6 +61,8 @@ def main() -> int:
         runs = [processes.submit(_cut, seed, wanted.steps, wanted.subsets) for seed in seeds]
         for seed in seeds[: wanted.fault_histories]:
             runs += [processes.submit(_fault, seed, wanted.fault_steps, small) for small in (False, True)]
+        nr_shares = 8 * wanted.jobs
+        runs += [processes.submit(_exhaust, wanted.longest, share, nr_shares) for share in range(nr_shares)]
         for run in as_completed(runs):
             what, counts, failures = run.result()
             totals.setdefault(what, Counter()).update(counts)

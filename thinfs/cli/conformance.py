@@ -15,6 +15,7 @@ from typing import Final
 BACKENDS: Final = {
     "userspace": "the engine, in process, in virtual time",
     "server": "the engine in a server of the suite's own, I/O through its mount",
+    "server-pyfuse3": "the same without the threads that serve what is mapped",
     "ioctl": "the same, asked by device-mapper's ioctls as a kernel is",
     "kernel": "this machine's own kernel, as root: it must have no mapped devices",
     "kernel6.1": "Linux 6.1 in a User-Mode Linux guest",

@@ -4,10 +4,11 @@ import argparse
 import os
 import sys
 from collections.abc import Sequence
+from functools import partial
 
 import trio
 
-from thinfs.errors import ThinfsError, from_oserror
+from thinfs.errors import InvalidArgument, ThinfsError, from_oserror
 from thinfs.ioctl.environment import without_library
 from thinfs.server import paths
 from thinfs.server.client import connect
@@ -47,6 +48,11 @@ def serve(arguments: Sequence[str]) -> int:
         default="userspace",
         help="userspace (the default): pools in this process, devices as files; kernel: this machine's own dm-thin",
     )
+    parser.add_argument(
+        "--no-native",
+        action="store_true",
+        help="userspace: all I/O through pyfuse3, no threads that serve what is mapped beside the interpreter",
+    )
     parser.add_argument("--foreground", action="store_true", help="stay here, log to standard error")
     parser.add_argument("--if-needed", action="store_true", help="no error if a server is there already")
     options = parser.parse_args(arguments)
@@ -54,7 +60,8 @@ def serve(arguments: Sequence[str]) -> int:
         directory = directory_of(options.mount)
         if options.backend == "userspace":
             _leave_preload()
-        return _serve(directory, options.backend, foreground=options.foreground, if_needed=options.if_needed)
+        assembly = _assembly(options.backend, native=not options.no_native)
+        return _serve(directory, assembly, foreground=options.foreground, if_needed=options.if_needed)
     except ThinfsError as error:
         print(f"thinfs serve: {error}", file=sys.stderr)
         return 1
@@ -67,18 +74,19 @@ def _leave_preload() -> None:
         os.execve(sys.executable, sys.orig_argv, {**os.environ, "LD_PRELOAD": others})
 
 
-def _assembly(backend: str) -> Assembly:
+def _assembly(backend: str, *, native: bool) -> Assembly:
     if backend == "kernel":
+        if not native:
+            raise InvalidArgument("--no-native: the kernel backend serves no I/O")
         from thinfs.cli.kernel_assembly import kernel
 
         return kernel
     from thinfs.server.assembly import userspace
 
-    return userspace
+    return partial(userspace, native=native)
 
 
-def _serve(directory: str, backend: str, *, foreground: bool, if_needed: bool) -> int:
-    assembly = _assembly(backend)
+def _serve(directory: str, assembly: Assembly, *, foreground: bool, if_needed: bool) -> int:
     log_to_stderr()
     if foreground:
         if not (if_needed and answers(directory)):
@@ -105,7 +113,7 @@ def stop(arguments: Sequence[str]) -> int:
         if not answers(directory):
             print(f"thinfs stop: {directory}: no server", file=sys.stderr)
             return 1
-        left = trio.run(_stop, directory, options.force)
+        left = trio.run(stop_server, directory, options.force)
     except ThinfsError as error:
         print(f"thinfs stop: {error}", file=sys.stderr)
         return 1
@@ -115,7 +123,7 @@ def stop(arguments: Sequence[str]) -> int:
     return 0
 
 
-async def _stop(directory: str, force: bool) -> list[str]:
+async def stop_server(directory: str, force: bool) -> list[str]:
     connection = await connect(paths.socket_path(directory))
     try:
         return [str(device) for device in await connection.call("stop", force=force)]

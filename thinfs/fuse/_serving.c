@@ -160,7 +160,7 @@ static int answer(int fd, uint64_t unique, int error, const void *data, size_t s
 struct request {
     const struct fuse_in_header *in;
     enum operation operation;
-    uint64_t offset, length;
+    uint64_t handle, offset, length;
     char *payload;
 };
 
@@ -176,6 +176,7 @@ static bool is_io(char *buffer, size_t size, struct request *request)
     if (in->opcode == FUSE_READ && rest >= sizeof(struct fuse_read_in)) {
         const struct fuse_read_in *read = (const void *)arguments;
         request->operation = OP_READ;
+        request->handle = read->fh;
         request->offset = read->offset;
         request->length = read->size;
         return true;
@@ -183,13 +184,18 @@ static bool is_io(char *buffer, size_t size, struct request *request)
     if (in->opcode == FUSE_WRITE && rest >= sizeof(struct fuse_write_in)) {
         const struct fuse_write_in *write = (const void *)arguments;
         request->operation = OP_WRITE;
+        request->handle = write->fh;
         request->offset = write->offset;
         request->length = write->size;
         request->payload = arguments + sizeof *write;
         return rest - sizeof *write >= write->size;
     }
-    request->operation = OP_FLUSH;
-    return in->opcode == FUSE_FSYNC;
+    if (in->opcode == FUSE_FSYNC && rest >= sizeof(struct fuse_fsync_in)) {
+        request->operation = OP_FLUSH;
+        request->handle = ((const struct fuse_fsync_in *)arguments)->fh;
+        return true;
+    }
+    return false;
 }
 
 static uint64_t now(void)
@@ -215,13 +221,25 @@ static bool transfer(const struct grant *grant, char *data)
     return true;
 }
 
+/* Whoever flushed sees a number only; of many, once a minute. */
+static int flush(int fd)
+{
+    static _Atomic uint64_t told;
+    int error = fdatasync(fd) < 0 ? errno : 0;
+    if (error && (!told || now() - told > 60000000000)) {
+        told = now();
+        fprintf(stderr, "thinfs: flush of a data device: %s\n", strerror(error));
+    }
+    return error;
+}
+
 /* Do what is granted. False where the device below failed: Python tries again, and answers its error. But not a flush: it
  * tells of an error once. */
 static bool perform(const struct grant *grant, const struct request *request, char *scratch, int *refusal)
 {
     uint64_t unique = request->in->unique;
     if (grant->operation == OP_FLUSH) {
-        *refusal = answer(fuse_fd, unique, fdatasync(grant->fd) < 0 ? errno : 0, NULL, 0);
+        *refusal = answer(fuse_fd, unique, flush(grant->fd), NULL, 0);
         return true;
     }
     if (!transfer(grant, grant->operation == OP_READ ? scratch : request->payload))
@@ -467,12 +485,14 @@ static int request_buffer(struct py_request *r, Py_buffer *view, int flags)
 }
 
 static PyObject *request_inode(struct py_request *r, void *c) { (void)c; return PyLong_FromUnsignedLongLong(r->request.in->nodeid); }
+static PyObject *request_handle(struct py_request *r, void *c) { (void)c; return PyLong_FromUnsignedLongLong(r->request.handle); }
 static PyObject *request_operation(struct py_request *r, void *c) { (void)c; return PyLong_FromLong(r->request.operation); }
 static PyObject *request_offset(struct py_request *r, void *c) { (void)c; return PyLong_FromUnsignedLongLong(r->request.offset); }
 static PyObject *request_length(struct py_request *r, void *c) { (void)c; return PyLong_FromUnsignedLongLong(r->request.length); }
 
 static PyGetSetDef request_attributes[] = {
     {"inode", (getter)request_inode, NULL, NULL, NULL},
+    {"handle", (getter)request_handle, NULL, "As open has answered.", NULL},
     {"operation", (getter)request_operation, NULL, "READ, WRITE or FLUSH.", NULL},
     {"offset", (getter)request_offset, NULL, "Bytes; 0 for a flush.", NULL},
     {"length", (getter)request_length, NULL, "Bytes; 0 for a flush.", NULL},

@@ -4,7 +4,8 @@
  * read. Known and not older than the volume's snapshot clock: nobody shares it, it may be written in place.
  * Words lie in pages of 512 consecutive thin blocks, made on demand; all volumes together have nr_pages at most, and
  * the one not used for longest (about: a clock) gives way. So a table costs what is used, never what a volume could be.
- * Who changes mappings says so: `learn` adds a word that was unknown; everything else happens under a shut gate. */
+ * Who changes mappings says so: `learn` adds a word that was unknown, or takes the place of a shared one (who then must
+ * shut the gate once before that block is written again); everything else happens under a shut gate. */
 #include "_volumes.h"
 #include <errno.h>
 #include <fcntl.h>
@@ -141,6 +142,23 @@ static struct route **place_of(uint64_t inode)
     while (*place && (*place)->inode != inode)
         place = &(*place)->next;
     return place;
+}
+
+static bool add_route(uint64_t inode) /* where there is none */
+{
+    struct route *made = calloc(1, sizeof *made);
+    if (!made)
+        return false;
+    made->inode = inode;
+    pthread_mutex_lock(&lock);
+    struct route **place = place_of(inode);
+    if (!*place) {
+        *place = made;
+        made = NULL;
+    }
+    pthread_mutex_unlock(&lock);
+    free(made);
+    return true;
 }
 
 /* ---- grants --------------------------------------------------------------------------------------------------------- */
@@ -337,15 +355,15 @@ static PyObject *volume_serve(struct volume *v, PyObject *args)
         PyErr_SetString(PyExc_RuntimeError, "the volume is closed");
         return NULL;
     }
+    if (!add_route(inode))
+        return PyErr_NoMemory();
     pthread_mutex_lock(&lock);
     struct route *route = *place_of(inode);
-    if (route) {
-        route->volume = v;
-        route->size_bytes = size_bytes;
-        route->writable = writable;
-    }
+    route->volume = v;
+    route->size_bytes = size_bytes;
+    route->writable = writable;
     pthread_mutex_unlock(&lock);
-    return PyBool_FromLong(route != NULL);
+    Py_RETURN_NONE;
 }
 
 static PyObject *volume_withdraw(struct volume *v, PyObject *args)
@@ -370,7 +388,8 @@ static PyObject *volume_learn(struct volume *v, PyObject *args)
         return NULL;
     pthread_mutex_lock(&lock);
     uint64_t known = word_of(v, thin_block);
-    bool contradicts = known != UNKNOWN && known != word && !(v->shut && !v->nr_granted);
+    bool shared = (known & TIME_MASK) < v->clock; /* read at most: what is under way there may go on */
+    bool contradicts = known != UNKNOWN && known != word && !shared && !(v->shut && !v->nr_granted);
     if (!contradicts)
         set_word(v, thin_block, word);
     pthread_mutex_unlock(&lock);
@@ -485,9 +504,9 @@ static PyObject *volume_written_ns(struct volume *v, void *closure)
 static PyMethodDef volume_methods[] = {
     METHOD(shut, METH_NOARGS, "shut(): no request is served any more when it returns. Nests."),
     METHOD(open, METH_NOARGS, "open(): undo one shut()."),
-    METHOD(serve, METH_VARARGS, "serve(inode, size_bytes, writable) -> whether the inode is routed: serve it from this volume."),
+    METHOD(serve, METH_VARARGS, "serve(inode, size_bytes, writable): route the inode, and serve it from this volume."),
     METHOD(withdraw, METH_VARARGS, "withdraw(inode): its I/O is Python's when it returns."),
-    METHOD(learn, METH_VARARGS, "learn(thin_block, word): one that was unknown, or any under a shut gate."),
+    METHOD(learn, METH_VARARGS, "learn(thin_block, word): one that was unknown or shared, or any under a shut gate."),
     METHOD(learn_leaf, METH_VARARGS, "learn_leaf(keys, values, nr_entries, begin, end): what is unknown, of arrays of 64 bit."),
     METHOD(forget, METH_VARARGS, "forget(begin, end): under a shut gate, thin blocks [begin, end)."),
     METHOD(set_clock, METH_VARARGS, "set_clock(time): under a shut gate; words older than this are shared."),
@@ -519,18 +538,8 @@ static PyObject *route_inode(PyObject *self, PyObject *args)
     (void)self;
     if (!PyArg_ParseTuple(args, "K", &inode))
         return NULL;
-    struct route *made = calloc(1, sizeof *made);
-    if (!made)
+    if (!add_route(inode))
         return PyErr_NoMemory();
-    made->inode = inode;
-    pthread_mutex_lock(&lock);
-    struct route **place = place_of(inode);
-    if (!*place) {
-        *place = made;
-        made = NULL;
-    }
-    pthread_mutex_unlock(&lock);
-    free(made);
     Py_RETURN_NONE;
 }
 

@@ -27,7 +27,9 @@ finally:
 
 import pyfuse3  # noqa: E402  (must come after the extension)
 
-__all__ = ["ExtendedOperations", "connect", "pyfuse3", "session_fd", "verify"]
+__all__ = ["ExtendedOperations", "connect", "pyfuse3", "route", "session_fd", "unroute", "verify"]
+
+route, unroute = _fuseshim.route, _fuseshim.unroute
 
 # Requests of asynchronous I/O and readahead that the kernel may have under way for the whole mount. Those that
 # wait for space count, so it is far above the default of 12. Of an ordinary user the kernel takes what

@@ -37,6 +37,10 @@ class Image(Protocol):
     def block_bytes(self) -> int:
         """The pool's data block (st_blksize)."""
 
+    @property
+    def written_ns(self) -> int:
+        """When it was last written past its methods, as time.time_ns(); 0 if that does not happen."""
+
     def opened(self) -> None: ...
 
     def closed(self) -> None: ...
@@ -44,7 +48,7 @@ class Image(Protocol):
     def read_now(self, offset: int, length: int) -> bytes | None:
         """A read that needs no waiting; None: submit a bio."""
 
-    def write_now(self, offset: int, data: bytes) -> bool:
+    def write_now(self, offset: int, data: bytes | memoryview) -> bool:
         """Whether it is written, without waiting; False: submit a bio."""
 
     def submit(self, bio: Bio) -> None:

@@ -17,6 +17,7 @@ from thinfs.errors import Busy, PermissionRefused
 from thinfs.fuse import mountpoint
 from thinfs.fuse.binding import connect, nr_sessions, pyfuse3, session_fd, verify
 from thinfs.fuse.image import Image, ImageSource
+from thinfs.fuse.native import NativeIO
 from thinfs.fuse.operations import ImageOperations
 from thinfs.libc import set_io_flusher, write_dirty_pages
 from thinfs.mountinfo import mounted_on
@@ -37,10 +38,11 @@ _serving = False
 class Mount:
     """A mount that is being served: its hooks for whoever changes devices. Call them from the trio thread."""
 
-    def __init__(self, directory: str, operations: ImageOperations, fd: int) -> None:
+    def __init__(self, directory: str, operations: ImageOperations, fd: int, *, native: bool) -> None:
         self.directory = directory
         self._operations = operations
         self._fd = fd
+        self._native = native
         self._over = False
 
     async def device_gone(self, name: str) -> None:
@@ -74,7 +76,10 @@ class Mount:
         close(2) does not wait for its RELEASE, so without this a `remove` right after it may find the device
         open still. Bounded, for other clients may go on asking.
         """
-        if self._over:
+        if self._over or not self._operations.has_handles:
+            return
+        if self._native:  # requests are handed over in the kernel's order, so what came before this one has begun
+            await self._notify(os.statvfs, self.directory)
             return
         poll = select.poll()
         poll.register(self._fd, select.POLLIN)
@@ -83,7 +88,7 @@ class Mount:
                 return
             await trio.lowlevel.checkpoint()
 
-    async def _notify(self, function: Callable[..., None], *arguments: object) -> None:
+    async def _notify(self, function: Callable[..., object], *arguments: object) -> None:
         """In a thread: the kernel may first send writes and wait for our answers."""
         if self._over:
             return
@@ -111,11 +116,13 @@ async def serve(
     directory: str,
     *,
     allow_other: bool = False,
+    native: bool = True,
     task_status: trio.TaskStatus[Mount] = trio.TASK_STATUS_IGNORED,
 ) -> None:
     """Mount on `directory` and serve; returns when it was unmounted from outside. A refusal is a ThinfsError.
 
-    Files are for the server's own user alone, unless `allow_other`; modes are checked by the kernel either way.
+    Files are for the server's own user alone, unless `allow_other`; modes are checked by the kernel either way. Not
+    `native`: pyfuse3 reads and answers all requests itself, there are no serving threads.
     """
     global _serving
     if _serving:
@@ -125,13 +132,17 @@ async def serve(
         resolved = await trio.to_thread.run_sync(lambda: mountpoint.prepare(directory, allow_other=allow_other))
         if os.geteuid() == 0:
             _become_io_flusher()
-        await _serve(ImageOperations(source), resolved, allow_other, task_status)
+        await _serve(ImageOperations(source, native=native), resolved, allow_other, native, task_status)
     finally:
         _serving = False
 
 
 async def _serve(
-    operations: ImageOperations, directory: str, allow_other: bool, task_status: trio.TaskStatus[Mount]
+    operations: ImageOperations,
+    directory: str,
+    allow_other: bool,
+    native: bool,
+    task_status: trio.TaskStatus[Mount],
 ) -> None:
     ended = trio.Event()
     serving = trio.CancelScope(shield=True)  # requests are answered until the very end
@@ -142,13 +153,22 @@ async def _serve(
             with serving:
                 async with trio.open_nursery() as requests:
                     nurseries.append(requests)
+                    if native_io is not None:
+                        requests.start_soon(native_io.run)
                     await pyfuse3.main(max_tasks=_MAX_TASKS)
                     requests.cancel_scope.cancel()
         finally:
             ended.set()
 
     connect(operations, lambda *task: nurseries[0].start_soon(*task))
-    mount = Mount(directory, operations, _open_session(operations, directory, allow_other))
+    native_io = NativeIO(operations.opened) if native else None
+    try:
+        fd = _open_session(operations, directory, allow_other, native_io)
+    except BaseException:
+        if native_io is not None:
+            native_io.stop()
+        raise
+    mount = Mount(directory, operations, fd, native=native)
     async with trio.open_nursery() as nursery:
         try:
             nursery.start_soon(answer_requests)
@@ -162,10 +182,12 @@ async def _serve(
                 serving.cancel()
                 await ended.wait()  # no request is left that could be answered to a session that is closed
             mount._over = True
+            if native_io is not None:
+                native_io.stop()
             pyfuse3.close(unmount=True)
 
 
-def _open_session(operations: ImageOperations, directory: str, allow_other: bool) -> int:
+def _open_session(operations: ImageOperations, directory: str, allow_other: bool, native_io: NativeIO | None) -> int:
     options = {*pyfuse3.default_options, f"fsname={mountpoint.FS_NAME}", f"subtype={mountpoint.FS_NAME}"}
     options |= {"allow_other"} if allow_other else set()
     before = nr_sessions()
@@ -178,6 +200,8 @@ def _open_session(operations: ImageOperations, directory: str, allow_other: bool
         ) from None
     try:
         verify(before)
+        if native_io is not None:
+            native_io.start(session_fd())
     except BaseException:
         pyfuse3.close(unmount=True)
         raise

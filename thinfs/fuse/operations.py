@@ -28,7 +28,7 @@ from thinfs.errors import (
     ThinfsError,
 )
 from thinfs.fuse import allocation
-from thinfs.fuse.binding import pyfuse3
+from thinfs.fuse.binding import pyfuse3, route, unroute
 from thinfs.fuse.image import Image, ImageSource
 from thinfs.libc import FALLOC_FL_KEEP_SIZE
 from thinfs.units import DATA_BLOCK_MIN_SECTORS, SECTOR_BYTES, sectors_to_bytes
@@ -88,8 +88,9 @@ class ImageOperations(pyfuse3.Operations):
     enable_writeback_cache = False
     supports_dot_lookup = False
 
-    def __init__(self, source: ImageSource) -> None:
+    def __init__(self, source: ImageSource, *, native: bool = False) -> None:
         self._source = source
+        self._native = native  # reads, writes and flushes of open files go to thinfs.fuse.native
         self._nodes: dict[int, _Node] = {}
         self._handles: dict[int, _Node] = {}
         self._last_handle = 0
@@ -128,7 +129,7 @@ class ImageOperations(pyfuse3.Operations):
         entry.st_size = image.size_bytes
         entry.st_blksize = image.block_bytes
         entry.st_blocks = image.allocated_bytes // SECTOR_BYTES
-        entry.st_atime_ns = entry.st_mtime_ns = entry.st_ctime_ns = node.mtime_ns
+        entry.st_atime_ns = entry.st_mtime_ns = entry.st_ctime_ns = max(node.mtime_ns, image.written_ns)
         return entry
 
     @answered
@@ -143,7 +144,7 @@ class ImageOperations(pyfuse3.Operations):
         for inode, _ in inode_list:
             node = self._nodes.get(inode)
             if node is not None and self._is_gone(node):
-                del self._nodes[inode]
+                self._let_go(inode)
 
     def _is_gone(self, node: _Node) -> bool:
         return self._source.lookup(node.image.name) is not node.image
@@ -152,9 +153,14 @@ class ImageOperations(pyfuse3.Operations):
         """Let go of the removed device of that name; its inode, or 0. Handles that are open keep it."""
         for inode, node in self._nodes.items():
             if node.image.name == name and self._is_gone(node):
-                del self._nodes[inode]
+                self._let_go(inode)
                 return inode
         return 0
+
+    def _let_go(self, inode: int) -> None:
+        del self._nodes[inode]
+        if self._native:
+            unroute(inode)
 
     def is_open(self, image: Image) -> bool:
         node = self._nodes.get(image.inode)
@@ -238,11 +244,20 @@ class ImageOperations(pyfuse3.Operations):
         # As of a block device: the first open finds an empty page cache (the data may have changed another way, as a
         # pool's own image does under its thins), later ones share it. Dropping it at each open would also wait for
         # the pages of writes that wait for space.
+        if self._native:
+            route(inode)
         keep_cache = node.nr_open > 0
         node.nr_open += 1
         self._last_handle += 1
         self._handles[self._last_handle] = node
         return pyfuse3.FileInfo(fh=self._last_handle, keep_cache=keep_cache)
+
+    @property
+    def has_handles(self) -> bool:
+        return bool(self._handles)
+
+    def opened(self, fh: int) -> _Node | None:
+        return self._handles.get(fh)
 
     @answered
     async def release(self, fh: int) -> None:

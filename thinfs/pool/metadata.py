@@ -27,6 +27,7 @@ from thinfs.ondisk.superblock import FLAG_NEEDS_CHECK, NO_SPACE_MAP, SUPERBLOCK_
 from thinfs.ondisk.thin import DeviceDetails
 from thinfs.persistent import btree_remove
 from thinfs.persistent.block_manager import write_and_flush
+from thinfs.pool.served import Served
 from thinfs.pool.thin_device import ThinDevice
 from thinfs.pool.transaction import (
     Device,
@@ -89,8 +90,14 @@ class PoolMetadata:
         if not self.transaction.failed:
             yield from self.write_flag()
         self.transaction.failed = True
+        for served in self.served():
+            served.forget_all()
         self._devices.clear()
         self.transaction.changed.clear()
+
+    def served(self) -> list[Served]:
+        """Of the thins in core whose I/O is served without the engine."""
+        return [thin.served for thin in self._devices.values() if thin.served is not None]
 
     def _adopt(self, superblock: Superblock) -> None:
         self._superblock = superblock
@@ -194,6 +201,7 @@ class PoolMetadata:
     def _drop(self, thin: InCore) -> None:
         del self._devices[thin.dev_id]
         thin.changed = False
+        thin.leave_core()
 
     def device_details(self, dev_id: int) -> DeviceDetails | None:
         """As in the details tree: without what changed since the last commit."""
@@ -217,6 +225,9 @@ class PoolMetadata:
     def close_thin(self, thin: ThinDevice) -> None:
         """The in-core device stays, as in the kernel, until a commit writes it or its deletion."""
         thin.open_count -= 1
+        if not thin.open_count and thin.served is not None:
+            thin.served.volume.close()
+            thin.served = None
 
     def create_thin(self, dev_id: int) -> None:
         self.begin_change()
@@ -244,7 +255,8 @@ class PoolMetadata:
         origin = self._in_core(origin_id)
         if origin is None:
             raise NoSuchThin(f"create_snap {dev_id} {origin_id}: thin {origin_id} has no details")
-        snap.snapshotted_time = origin.snapshotted_time = self.transaction.time
+        snap.snapshotted_time = self.transaction.time
+        origin.was_snapshotted(self.transaction.time)
         snap.mapped_blocks = origin.mapped_blocks
         origin.changed = True
 
@@ -380,6 +392,8 @@ class PoolMetadata:
             return
         if self.transaction.read_only:
             raise PermissionRefused(f"{self.device.label}: the pool's metadata is read-only")
+        for served in self.served():
+            served.before_commit()
         written = self._write_changed_details()
         objects = self.objects
         objects.data_sm.commit()
@@ -437,6 +451,8 @@ class PoolMetadata:
         self.transaction.check_usable()
         for thin in self._devices.values():
             thin.aborted_with_changes = thin.changed
+        for served in self.served():
+            served.forget_all()
         try:
             self.transaction.objects, superblock = open_existing(self.device, self._superblock.data_block_size)
         except ThinfsError:

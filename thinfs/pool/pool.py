@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from typing import Final, TypeVar
 
 from thinfs.bio import Bio, LowerDevice
-from thinfs.blockdev import BlockDevice
+from thinfs.blockdev import BlockDevice, HasDescriptor
 from thinfs.dm.message import (
     CreateSnap,
     CreateThin,
@@ -37,6 +37,7 @@ from thinfs.pool.data_device import DataDevice
 from thinfs.pool.metadata import PoolMetadata
 from thinfs.pool.modes import MODES, PoolMode, PoolSettings
 from thinfs.pool.pending import Pending
+from thinfs.pool.served import MakeVolume, Served
 from thinfs.pool.space import Space
 from thinfs.pool.state import PoolState
 from thinfs.pool.thin import Thin
@@ -289,6 +290,17 @@ class Pool:
         thin = Thin(self.state, internal, origin, self._nr_activations, self.defer)
         self.pending.thins[thin] = None
         return thin
+
+    def serve(self, thin: Thin, make_volume: MakeVolume) -> None:
+        """Let a volume serve the thin's I/O beside the engine, where its data is a file or block device, no more."""
+        device, internal = self.data.device, thin.internal
+        if thin.at_once and isinstance(device, HasDescriptor) and internal.served is None:
+            internal.served = Served(
+                make_volume(device.fileno(), self.data.block_bytes),
+                snapshotted_time=internal.snapshotted_time,
+                changed=internal.changed,
+                mode=self.state.mode,
+            )
 
     def close_thin(self, thin: Thin) -> None:
         del self.pending.thins[thin]

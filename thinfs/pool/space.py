@@ -39,6 +39,8 @@ class Space:
             wanted = PoolMode.FAIL
         was_out_of_data_space = old is PoolMode.OUT_OF_DATA_SPACE
         state.mode = state.settings.mode = wanted
+        for served in state.metadata.served():
+            served.set_mode(wanted)
         self.no_space_deadline = None
         if MODES[wanted].metadata_writable:
             state.metadata.set_read_write()

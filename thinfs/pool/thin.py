@@ -235,6 +235,9 @@ class Thin:
                 begin = mapped_from
             if run is not None and begin < end:
                 size = min(end, run[1] * block_bytes) - begin
+                if self.internal.served is not None:
+                    self.internal.teach(begin // block_bytes)
+                    self.internal.teach((begin + size - 1) // block_bytes)
                 yield self._data.below, run[2] * block_bytes + begin - run[0] * block_bytes, size
                 begin += size
 

@@ -5,11 +5,13 @@ ones, changed before the commit and not rolled back by an abort while the device
 data block, never commits. Source: docs/reference/format.md, 8, 9.4, 9.5.
 """
 
+from array import array
 from collections.abc import Iterator
 
 from thinfs.errors import NoSuchThin
 from thinfs.ondisk.thin import TIME_BITS, TIME_MASK, DeviceDetails, pack_mapping
 from thinfs.persistent import btree_remove
+from thinfs.pool.served import Served
 from thinfs.pool.transaction import Transaction
 from thinfs.steps import Steps
 from thinfs.units import MAX_U64
@@ -20,7 +22,7 @@ MappedRange = tuple[int, int, int, bool]  # thin_begin, thin_end, data_begin, sh
 class ThinDevice:
     __slots__ = (
         "_root_aside", "_transaction", "aborted_with_changes", "creation_time", "dev_id", "in_core_nr", "mapped_blocks",
-        "open_count", "snapshotted_time", "transaction_id",
+        "open_count", "served", "snapshotted_time", "transaction_id",
     )  # fmt: skip
 
     def __init__(self, transaction: Transaction, dev_id: int, details: DeviceDetails, in_core_nr: int) -> None:
@@ -33,6 +35,7 @@ class ThinDevice:
         self.snapshotted_time = details.snapshotted_time
         self.in_core_nr = in_core_nr  # a commit writes those that came last first
         self.aborted_with_changes = False
+        self.served: Served | None = None  # who serves its I/O without the engine
         self._root_aside: int | None = None  # while a range is removed the top level does not hold the tree
 
     @property
@@ -46,6 +49,8 @@ class ThinDevice:
             self._transaction.changed.add(self)
         else:
             self._transaction.changed.discard(self)
+        if self.served is not None:
+            self.served.set_changed(changed)
 
     @property
     def details(self) -> DeviceDetails:
@@ -69,7 +74,32 @@ class ThinDevice:
         mapping = self._transaction.objects.bottom.lookup(root, thin_block)
         if mapping is None:
             return None
+        if self.served is not None:
+            self.served.found(thin_block, lambda: self._leaf_of(root, thin_block))
         return mapping >> TIME_BITS, self.snapshotted_time > mapping & TIME_MASK
+
+    def _leaf_of(self, root: int, thin_block: int) -> "tuple[array[int], array[int], int]":
+        position = self._transaction.objects.bottom.next_position(root, thin_block)
+        assert position is not None
+        return position[0].keys, position[0].values, position[0].nr_entries
+
+    def teach(self, thin_block: int) -> None:
+        """A mapped block is being read: who serves it learns of it, and of its neighbours."""
+        root = self._root()
+        if self.served is not None and root is not None:
+            self.served.found(thin_block, lambda: self._leaf_of(root, thin_block))
+
+    def leave_core(self) -> None:
+        """Another may stand for the same id from now on."""
+        if self.served is not None:
+            self.served.end()
+            self.served = None
+
+    def was_snapshotted(self, time: int) -> None:
+        """All that it maps is shared from now on; `changed` is the caller's."""
+        if self.served is not None:
+            self.served.set_snapshotted_time(time)
+        self.snapshotted_time = time
 
     def find_mapped_range(self, begin: int, end: int) -> MappedRange | None:
         """The first run in [begin, end), consecutive on both sides, with one shared flag."""
@@ -117,19 +147,26 @@ class ThinDevice:
         """Map, or remap: the data block mapped before loses a reference. `data_block` is allocated already."""
         transaction = self._transaction
         transaction.begin_change()
+        mapping = pack_mapping(data_block, transaction.time)
         transaction.mapping_root, is_new = transaction.objects.mapping.insert(
-            transaction.mapping_root, (self.dev_id, thin_block), pack_mapping(data_block, transaction.time)
+            transaction.mapping_root, (self.dev_id, thin_block), mapping
         )
         self.changed = True
+        if self.served is not None:
+            self.served.mapped(thin_block, mapping, is_new=is_new)
         if is_new:
             self.mapped_blocks += 1
 
     def remove_range(self, begin: int, end: int) -> Steps[None]:
         """Unmap [begin, end): take the tree out of the top level, remove run by run, put it back."""
+        if self.served is not None:
+            self.served.before_removal(begin, end)
         try:
             yield from self._remove_range(begin, end)
         finally:
             self._root_aside = None
+            if self.served is not None:
+                self.served.after_removal()
 
     def _remove_range(self, begin: int, end: int) -> Steps[None]:
         transaction = self._transaction

@@ -138,6 +138,7 @@ class InCore(Protocol):
 
     @property
     def details(self) -> DeviceDetails: ...
+    def leave_core(self) -> None: ...
 
 
 class Transaction:

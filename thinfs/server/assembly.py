@@ -15,6 +15,7 @@ from thinfs.blockdevs import nodes
 from thinfs.blockdevs.nodes import Nodes
 from thinfs.errors import ThinfsError, from_oserror
 from thinfs.fuse.mount import Mount, serve
+from thinfs.fuse.native import make_volume
 from thinfs.ioctl.numbers import Numbers
 from thinfs.server.daemon import Served
 from thinfs.server.removal import nobody
@@ -89,8 +90,11 @@ class FrontEnds:
 
 
 @asynccontextmanager
-async def userspace(directory: str, *, loop_devices: bool = True) -> AsyncIterator[Served]:
-    """The assembly of `thinfs serve`; without `loop_devices` the devices are files and nothing else."""
+async def userspace(directory: str, *, loop_devices: bool = True, native: bool = True) -> AsyncIterator[Served]:
+    """The assembly of `thinfs serve`; without `loop_devices` the devices are files and nothing else.
+
+    Not `native`: all I/O goes through pyfuse3.
+    """
     made = _make(directory)
     reason = nodes.available() if loop_devices else "not wanted"
     if reason is not None:
@@ -100,8 +104,11 @@ async def userspace(directory: str, *, loop_devices: bool = True) -> AsyncIterat
     try:
         if block_devices is not None:
             await block_devices.clean_stale()
-        async with open_device_mapper(directory, listener=front_ends) as mapper, trio.open_nursery() as nursery:
-            front_ends.mount = await nursery.start(_serve_images, mapper, directory)
+        async with (
+            open_device_mapper(directory, listener=front_ends, make_volume=make_volume if native else None) as mapper,
+            trio.open_nursery() as nursery,
+        ):
+            front_ends.mount = await nursery.start(_serve_images, mapper, directory, native)
             try:
                 front_ends.numbers = Numbers(directory, mapper.major)
                 holder = block_devices.holder if block_devices is not None else nobody
@@ -124,9 +131,13 @@ async def userspace(directory: str, *, loop_devices: bool = True) -> AsyncIterat
 
 
 async def _serve_images(
-    mapper: DeviceMapper, directory: str, *, task_status: trio.TaskStatus[Mount] = trio.TASK_STATUS_IGNORED
+    mapper: DeviceMapper,
+    directory: str,
+    native: bool,
+    *,
+    task_status: trio.TaskStatus[Mount] = trio.TASK_STATUS_IGNORED,
 ) -> None:
-    await serve(mapper, directory, task_status=task_status)
+    await serve(mapper, directory, native=native, task_status=task_status)
     log.error("%s: unmounted by somebody else: devices are no files until `thinfs stop` and a new start", directory)
 
 

@@ -21,6 +21,7 @@ from thinfs.dm.backend import DeviceInfo, OpenDevice, TargetVersion
 from thinfs.dm.message import split_message
 from thinfs.dm.table import TargetLine, parse_table
 from thinfs.errors import BackingMissing, Busy, InvalidArgument, NoSpace, NoSuchDevice, ThinfsError
+from thinfs.pool.served import MakeVolume
 from thinfs.userspace.backing import Backing, BackingDevices, mapped_name, mapped_number
 from thinfs.userspace.blocking import Background, run_blocking
 from thinfs.userspace.listener import DeviceListener, NoListener
@@ -40,11 +41,15 @@ CANCEL_DEFERRED_REMOVE: Final = "@cancel_deferred_remove"
 
 @asynccontextmanager
 async def open_device_mapper(
-    mount_dir: str = "/nonexistent", *, listener: DeviceListener | None = None, major: int | None = None
+    mount_dir: str = "/nonexistent",
+    *,
+    listener: DeviceListener | None = None,
+    major: int | None = None,
+    make_volume: MakeVolume | None = None,
 ) -> AsyncIterator["DeviceMapper"]:
     """A device-mapper for the body of the `with`; afterwards every pool is committed and closed."""
     async with trio.open_nursery() as nursery:
-        mapper = DeviceMapper(nursery, mount_dir, listener or NoListener(), major or unused_major())
+        mapper = DeviceMapper(nursery, mount_dir, listener or NoListener(), major or unused_major(), make_volume)
         try:
             yield mapper
         finally:
@@ -56,7 +61,14 @@ async def open_device_mapper(
 class DeviceMapper:
     """The userspace backend of the seam (thinfs.dm.backend.Backend), in process."""
 
-    def __init__(self, nursery: trio.Nursery, mount_dir: str, listener: DeviceListener, major: int) -> None:
+    def __init__(
+        self,
+        nursery: trio.Nursery,
+        mount_dir: str,
+        listener: DeviceListener,
+        major: int,
+        make_volume: MakeVolume | None = None,
+    ) -> None:
         self.mount_dir = mount_dir
         self.major = major
         self.listener = listener
@@ -64,7 +76,7 @@ class DeviceMapper:
         self._registry = Registry(mount_dir, major)
         background = Background(nursery)
         self._backings = BackingDevices(background)
-        self.pools = Pools(self._backings, background, nursery)
+        self.pools = Pools(self._backings, background, nursery, make_volume)
 
     def lend(self, word: str, device: BlockDevice) -> None:
         """A device of whoever assembles this one, as something that a table may name."""

@@ -14,6 +14,7 @@ import trio
 from thinfs.bio import Bio, Op, Requeued, Split
 from thinfs.blockdev import Buffer
 from thinfs.errors import InvalidArgument, IOFailed
+from thinfs.pool.served import Volume
 from thinfs.userspace.table import Table
 from thinfs.userspace.target import DEFAULT_BLOCK_BYTES, Target, UpperDevice
 
@@ -47,6 +48,7 @@ class MappedDevice:
         self.on_last_close: Callable[[], None] | None = None
         self.on_gate_opened: Callable[[], None] | None = None
         self._now: Table | None = None  # the live table while the gate is open
+        self._volume: Volume | None = None  # serves our file beside us
         self._shut = False
         self._internally_suspended = False
         self._held: list[Bio] = []
@@ -116,18 +118,27 @@ class MappedDevice:
 
     def _shut_gate(self) -> None:
         self._shut = True
-        self._now = None
+        self._let_pass(None)
 
     def _open_gate_if_allowed(self) -> None:
         if self._internally_suspended:
             return
         self._shut = False
-        self._now = None if self.gone else self.live
+        self._let_pass(None if self.gone else self.live)
         if self.on_gate_opened is not None:
             self.on_gate_opened()
         held, self._held = self._held, []
         for bio in held:
             self.submit(bio)
+
+    def _let_pass(self, table: Table | None) -> None:
+        """What I/O goes to from now on; on return nothing is under way any more past us by what it went to before."""
+        if self._volume is not None:
+            self._volume.withdraw(self.inode)
+        self._now = table
+        self._volume = None if table is None else table.volume
+        if table is not None and self._volume is not None:
+            self._volume.serve(self.inode, table.size_bytes, not table.read_only)
 
     async def _drain(self) -> None:
         while self._in_flight:
@@ -245,6 +256,11 @@ class MappedDevice:
             bio.complete(own.error)
 
     # -- the picture as a file ---------------------------------------------------------------------------
+
+    @property
+    def written_ns(self) -> int:
+        """When its file was last written past us, as time.time_ns(); 0 where it was not, or nobody knows any more."""
+        return 0 if self._volume is None else self._volume.written_ns
 
     @property
     def allocated_bytes(self) -> int:

@@ -15,6 +15,7 @@ from thinfs.errors import Busy, InvalidArgument, ThinfsError, prefixed
 from thinfs.pool.metadata import PoolMetadata
 from thinfs.pool.modes import PoolSettings
 from thinfs.pool.pool import NO_SPACE_TIMEOUT_SECONDS, Pool
+from thinfs.pool.served import MakeVolume
 from thinfs.steps import Steps
 from thinfs.units import sectors_to_bytes
 from thinfs.userspace.backing import Backing, BackingDevices
@@ -58,12 +59,19 @@ def _asking(question: Callable[[], T]) -> Steps[T]:
 
 
 class Pools:
-    """All pools of one device-mapper. `nursery` keeps their timers."""
+    """All pools of one device-mapper. `nursery` keeps their timers; `make_volume` is for thins that can be served."""
 
-    def __init__(self, backings: BackingDevices, background: Background, nursery: trio.Nursery) -> None:
+    def __init__(
+        self,
+        backings: BackingDevices,
+        background: Background,
+        nursery: trio.Nursery,
+        make_volume: MakeVolume | None = None,
+    ) -> None:
         self._backings = backings
         self._background = background
         self._nursery = nursery
+        self.make_volume = make_volume
         self._active: list[ActivePool] = []
         self.loading = trio.Lock()
         self.no_space_timeout = NO_SPACE_TIMEOUT_SECONDS

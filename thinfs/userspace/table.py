@@ -3,6 +3,7 @@
 import bisect
 
 from thinfs.blockdev import Buffer
+from thinfs.pool.served import Volume
 from thinfs.units import sectors_to_bytes
 from thinfs.userspace.target import Target
 
@@ -19,6 +20,11 @@ class Table:
         if len(targets) == 1:
             self.read_now = targets[0].read_now  # type: ignore[method-assign]
             self.write_now = targets[0].write_now  # type: ignore[method-assign]
+
+    @property
+    def volume(self) -> Volume | None:
+        """Who may serve all of its I/O."""
+        return self.targets[0].volume if len(self.targets) == 1 else None
 
     def _only_piece(self, offset: int, length: int) -> tuple[Target, int] | None:
         """The one target that holds the whole range, and the offset within it."""

@@ -12,6 +12,7 @@ from thinfs.bio import Bio, Op, Submits
 from thinfs.blockdev import Buffer
 from thinfs.dm.table import TargetLine
 from thinfs.errors import InvalidArgument, NotSupported
+from thinfs.pool.served import Volume
 from thinfs.steps import Chain
 from thinfs.units import sectors_to_bytes
 from thinfs.userspace.backing import Backing
@@ -39,6 +40,10 @@ class Target(Protocol):
 
     def write_now(self, offset: int, data: Buffer) -> bool:
         """Whether it is written, without a bio and without waiting; False: submit one. Its errors are raised."""
+
+    @property
+    def volume(self) -> Volume | None:
+        """Who may serve its I/O beside it, from offset 0, while the table is the live one and lets I/O pass."""
 
     def check_swap(self) -> None:
         """Before its table becomes the live one: may refuse, and the table before it stays."""
@@ -97,6 +102,10 @@ class Plain:
 
     def write_now(self, offset: int, data: Buffer) -> bool:
         return False
+
+    @property
+    def volume(self) -> Volume | None:
+        return None
 
     def check_swap(self) -> None:
         return

@@ -9,6 +9,7 @@ from contextlib import AsyncExitStack
 from thinfs.bio import Requeued
 from thinfs.dm.table import TargetLine, ThinArguments, format_thin_params
 from thinfs.errors import InvalidArgument, ThinfsError, prefixed
+from thinfs.pool.served import Volume
 from thinfs.pool.thin import Thin
 from thinfs.userspace.backing import Backing
 from thinfs.userspace.loading import Loading
@@ -55,6 +56,11 @@ class ThinTarget(Plain):
     @property
     def supports_discard(self) -> bool:  # type: ignore[override]
         return self._active.pool.discard_enabled
+
+    @property
+    def volume(self) -> Volume | None:
+        served = self.thin.internal.served
+        return None if served is None else served.volume
 
     async def presuspend(self, *, noflush: bool) -> None:
         if noflush:
@@ -106,4 +112,6 @@ async def load(loading: Loading) -> ThinTarget:
         stack.callback(loading.release, pool_backing)
         origin_device = None if origin is None else origin.device
         thin = await active.ask(lambda: active.pool.open_thin(dev_id, origin_device))
+        if loading.pools.make_volume is not None:
+            active.pool.serve(thin, loading.pools.make_volume)
         return ThinTarget(loading.line, active, pool_backing, thin, origin, release=stack.pop_all().aclose)

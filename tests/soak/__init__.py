@@ -1,0 +1,1 @@
+"""`python -m tests.soak`: many volumes and writers for minutes; what it takes stays bounded (`make soak`)."""
