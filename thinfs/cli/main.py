@@ -18,6 +18,9 @@ class Command(NamedTuple):
 COMMANDS: Mapping[str, Command] = {
     "serve": Command("thinfs.cli.serve", "serve", "start the device-mapper process"),
     "stop": Command("thinfs.cli.serve", "stop", "remove the devices and end it"),
+    "up": Command("thinfs.cli.operation", "up", "make the pools and volumes of a file active"),
+    "down": Command("thinfs.cli.operation", "down", "remove them"),
+    "save": Command("thinfs.cli.operation", "save", "print a file of what is active"),
     "dmsetup": Command("thinfs.cli.dmsetup", "run", "the commands of dmsetup; `thinfs dmsetup help` lists them"),
     "run": Command("thinfs.cli.run", "run", "run LVM, dockerd, the real dmsetup and their like on this server"),
     "docker": Command("thinfs.cli.docker", "main", "a directory of Docker's devicemapper driver"),
