@@ -19,6 +19,9 @@ class Command(NamedTuple):
 COMMANDS: Mapping[str, Command] = {
     "serve": Command("thinfs.cli.serve", "serve", "start the device-mapper process"),
     "stop": Command("thinfs.cli.serve", "stop", "remove the devices and end it"),
+    "up": Command("thinfs.cli.operation", "up", "make the pools and volumes of a file active"),
+    "down": Command("thinfs.cli.operation", "down", "remove them"),
+    "save": Command("thinfs.cli.operation", "save", "print a file of what is active"),
     "dmsetup": Command("thinfs.cli.dmsetup", "run", "the commands of dmsetup; `thinfs dmsetup help` lists them"),
     "run": Command("thinfs.cli.run", "run", "run LVM, dockerd, the real dmsetup and their like on this server"),
     "docker": Command("thinfs.cli.docker", "main", "a directory of Docker's devicemapper driver"),
@@ -26,6 +29,7 @@ COMMANDS: Mapping[str, Command] = {
     "check": Command("thinfs.cli.tools", "check", "check a pool's metadata"),
     "dump": Command("thinfs.cli.tools", "dump", "a pool's metadata as XML or text"),
     "ls": Command("thinfs.cli.tools", "ls", "the thins of a pool"),
+    "rescue": Command("thinfs.cli.rescue", "main", "what can still be read of a damaged pool, and deleted thins"),
     "map": Command("thinfs.cli.tools", "map_blocks", "which thins map which data blocks"),
     "restore": Command("thinfs.cli.rebuild_tools", "restore", "a pool's metadata from the XML of a dump"),
     "repair": Command("thinfs.cli.rebuild_tools", "repair", "what can be read of a damaged pool, or an older state"),
