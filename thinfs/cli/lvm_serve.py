@@ -20,6 +20,7 @@ from thinfs.lvm.opening import open_volumes, open_writable_volumes
 from thinfs.lvm.overlay import Overlay
 from thinfs.lvm.volumes import Volume, Volumes
 from thinfs.lvm.writing import why_not_writable
+from thinfs.plain_text import plain
 from thinfs.server.assembly import userspace
 from thinfs.server.daemon import Assembly, Served, log_to_stderr, serve_in_background, serve_until_end, starting
 from thinfs.userspace.devices import DeviceMapper
@@ -42,11 +43,11 @@ def serve(options: argparse.Namespace) -> int:
         chosen, refused = choose(volumes, wanted)
         names = {volume.label: volumes.file_name(volume) for volume in chosen}
     for line in refused:
-        print(f"thinfs lvm serve: not served: {line}", file=sys.stderr)
+        print(plain(f"thinfs lvm serve: not served: {line}"), file=sys.stderr)
     directory = directory_of(options.mount)
 
     def say() -> None:
-        print("\n".join(f"{label}: {directory}/{name}" for label, name in names.items()), flush=True)
+        print("\n".join(plain(f"{label}: {directory}/{name}") for label, name in names.items()), flush=True)
 
     log_to_stderr()
     if options.foreground:
