@@ -30,15 +30,24 @@ from thinfs.userspace.devices import DeviceMapper
 class Wanted:
     """What is to be served. No `names`: every volume that can be."""
 
-    images: Sequence[str]
+    images: Sequence[str]  # absolute paths, as `overlay`: the server leaves the present directory
     names: Sequence[str]
-    overlay: str | None = None
-    writable: bool = False
-    loop_devices: bool = True
+    overlay: str | None
+    writable: bool
+    loop_devices: bool
+
+    @classmethod
+    def by(
+        cls, images: Sequence[str], names: Sequence[str], overlay: str | None, *, writable: bool, loop_devices: bool
+    ) -> "Wanted":
+        absolute = None if overlay is None else os.path.abspath(overlay)
+        return cls([os.path.abspath(image) for image in images], names, absolute, writable, loop_devices)
 
 
 def serve(options: argparse.Namespace) -> int:
-    wanted = Wanted(options.images, options.volumes, options.overlay, options.rw, not options.files_only)
+    wanted = Wanted.by(
+        options.images, options.volumes, options.overlay, writable=options.rw, loop_devices=not options.files_only
+    )
     with open_volumes(wanted.images) as (volumes, _):
         chosen, refused = choose(volumes, wanted)
         names = {volume.label: volumes.file_name(volume) for volume in chosen}
