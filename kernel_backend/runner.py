@@ -167,8 +167,9 @@ class Guest(DeviceMapperCalls):
         return self._call("ping", value)
 
     def shell(self, command: str | list[str], *, timeout: float = 50) -> subprocess.CompletedProcess[str]:
-        """Run a command in the guest: the host's programs, its own /dev."""
-        code, out, err = self._call("shell", command, timeout)
+        """Run a command in the guest: the host's programs, its own /dev. `timeout` is the only limit, in seconds."""
+        answered_within = timeout + _CALL_SECONDS
+        code, out, err = self._channel.call("shell", command, timeout, own_thread=False, timeout=answered_within)
         return subprocess.CompletedProcess(command, code, out, err)
 
     def kernel_log(self) -> list[str]:

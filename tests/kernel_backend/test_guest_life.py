@@ -167,6 +167,19 @@ def test_what_a_runner_killed_during_the_boot_left_is_removed_by_the_next(
     assert [path.name for path in tmp_path.iterdir()] == ["another"]
 
 
+def test_a_command_may_take_longer_than_a_call(guest6_1: Guest, monkeypatch: pytest.MonkeyPatch) -> None:
+    limits: list[float] = []
+
+    def call(name: str, *arguments: object, own_thread: bool, timeout: float) -> tuple[int, str, str]:
+        limits.append(timeout)
+        return 0, "", ""
+
+    with monkeypatch.context() as patch:
+        patch.setattr(guest6_1._channel, "call", call)
+        guest6_1.shell("true", timeout=300)
+    assert limits[0] > 300
+
+
 def test_an_ordinary_user_runs_guests(kernel: uml.GuestKernel) -> None:
     script = "import sys; from kernel_backend.runner import Guest; from kernel_backend.uml import KERNELS\n"
     script += "with Guest(KERNELS[sys.argv[1]]) as guest: print(guest.release)"

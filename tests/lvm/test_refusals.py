@@ -11,9 +11,10 @@ import pytest
 
 from tests.lvm.builder import UUIDS, VG_UUID, World, lv_section, lvm_crc
 from tests.lvm.reading import Read, read_all
-from thinfs.errors import Busy, InvalidArgument, ThinfsError
+from thinfs.errors import BadMetadata, Busy, InvalidArgument, ThinfsError
 from thinfs.lvm.image import DiskImage
 from thinfs.lvm.opening import open_volumes
+from thinfs.lvm.reading import Window
 
 ON_PV0_ALONE = {"vg/thick", "vg/ro-one"}
 ALL = {"vg/thick", "vg/wide", "vg/ro-one", "vg/one", "vg/two", "vg/guest"}
@@ -576,3 +577,27 @@ def test_an_image_that_is_not_raw_is_refused_with_the_remedy(tmp_path: Path, mag
 def test_what_is_no_disk_is_refused(path: str) -> None:
     with pytest.raises(ThinfsError, match=path):
         read_all([path])
+
+
+def test_a_tree_that_leads_to_one_node_from_many_places_is_refused_before_it_is_read(
+    world: World, tmp_path: Path
+) -> None:
+    """Each level of such a tree would take 250 times the time of the one below."""
+    from thinfs.blockdev import MemoryDevice
+    from thinfs.lvm.thin_volume import Nodes, ThinVolume
+    from thinfs.ondisk.btree_node import INTERNAL_NODE, LEAF_NODE, BtreeNode
+    from thinfs.ondisk.superblock import Superblock
+    from thinfs.tools.walk import PoolTrees
+
+    device = MemoryDevice(1 << 20)
+    for level in range(5):
+        node = BtreeNode.blank(INTERNAL_NODE if level else LEAF_NODE, 8)
+        node.nr_entries = 200
+        for i in range(200):
+            node.keys[i], node.values[i] = i, level - 1 if level else 0
+        device.write(level * 4096, node.build(level))
+    nodes = Nodes(PoolTrees(device, Superblock(), 16))
+    data = Window("data", DiskImage(world.write(tmp_path)[0]), 0, 1 << 20)
+    volume = ThinVolume("vg/lv", 1 << 40, nodes, 4, data, 65536, 16, None)
+    with pytest.raises(BadMetadata, match=r"outside \d+\.\.\d+"):
+        volume.verify({})

@@ -232,6 +232,7 @@ def _serve_options(one: argparse.ArgumentParser) -> None:
     writable = one.add_mutually_exclusive_group()
     writable.add_argument("--overlay", metavar="FILE", help="writable: what is written goes into FILE, which is made")
     writable.add_argument("--rw", action="store_true", help="writable: to the disks themselves, where that is safe")
+    one.add_argument("--files-only", action="store_true", help="no loop devices and links in /dev/mapper, as root too")
     one.add_argument("--foreground", action="store_true", help="stay here, log to standard error")
 
 

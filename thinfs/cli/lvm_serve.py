@@ -37,7 +37,7 @@ class Wanted:
 
 
 def serve(options: argparse.Namespace) -> int:
-    wanted = Wanted(options.images, options.volumes, options.overlay, options.rw)
+    wanted = Wanted(options.images, options.volumes, options.overlay, options.rw, not options.files_only)
     with open_volumes(wanted.images) as (volumes, _):
         chosen, refused = choose(volumes, wanted)
         names = {volume.label: volumes.file_name(volume) for volume in chosen}
