@@ -49,7 +49,7 @@ class Image:
     def __init__(self, index: int, source: int | str) -> None:
         """`source` is a size in bytes, or the path of a file or block device."""
         self.device = f"98:{16 * index}"  # ubd: major 98, 16 minors a disk
-        self.node = f"/dev/ubd{chr(ord('a') + index)}"
+        self.node = f"/dev/{uml.disk_name(index)}"
         self._descriptor = -1
         if isinstance(source, int):
             self._descriptor = uml.memory_file("image", source)

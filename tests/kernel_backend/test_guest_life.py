@@ -142,7 +142,7 @@ def test_a_guest_that_does_not_boot_says_so_with_its_console(kernel: uml.GuestKe
 
 def test_a_guest_whose_modules_are_not_there_names_the_module(kernel: uml.GuestKernel) -> None:
     without = dataclasses.replace(kernel, module_root="/nonexistent")
-    with pytest.raises(GuestFailed, match=r"module md/dm-mod of 6\.\S+: No such file"):
+    with pytest.raises(GuestFailed, match=r"module md/dm-mod of [67]\.\S+: No such file"):
         Guest(without, images=IMAGES)
 
 

@@ -28,6 +28,7 @@ COMMANDS: Mapping[str, Command] = {
     "check": Command("thinfs.cli.tools", "check", "check a pool's metadata"),
     "dump": Command("thinfs.cli.tools", "dump", "a pool's metadata as XML or text"),
     "ls": Command("thinfs.cli.tools", "ls", "the thins of a pool"),
+    "rescue": Command("thinfs.cli.rescue", "main", "what can still be read of a damaged pool, and deleted thins"),
     "map": Command("thinfs.cli.tools", "map_blocks", "which thins map which data blocks"),
     "metadata-size": Command("thinfs.cli.tools", "metadata_size", "how large a metadata device must be"),
     "conformance": Command("thinfs.cli.conformance", "main", "dm-thin's contract as a test suite, on any backend"),
