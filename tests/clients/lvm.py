@@ -61,7 +61,7 @@ class Lvm:
 
     @property
     def grows_file_systems(self) -> bool:
-        """`lvextend -r`: since 2.03.17 by a program of one fixed path, where a package only unpacked does not have it."""
+        """By `lvextend -r`: since 2.03.17 a program of one fixed path, where an unpacked package has none."""
         helper = "usr/libexec/lvresize_fs_helper"
         return not (self.root / helper).exists() or Path("/", helper).exists()
 
