@@ -4,7 +4,7 @@
     answer  = errno: u32, size: u32, size bytes to copy back               little endian
 
 One ioctl a connection, so that one which waits delays no other; closing it cancels the ioctl, as a signal does.
-A number of our own asks who uses a device. A connection on which nothing is said is a program's open /dev/mapper/control.
+A number of our own asks who uses a device. A connection that says nothing is an open /dev/mapper/control.
 Promises: whatever a client sends harms its own connection only.
 """
 
