@@ -113,6 +113,12 @@ setup(
             # The calls that it passes on are found with RTLD_NEXT: libfuse must come right behind it.
             extra_link_args=["-Wl,--no-as-needed", *pkg_config("--libs")],
         ),
+        Extension(
+            "thinfs.ioctl._supervisor",
+            ["thinfs/ioctl/_supervisor.c"],
+            depends=["thinfs/ioctl/_door.h"],
+            extra_compile_args=["-D_GNU_SOURCE", "-Wall", "-Wextra"],
+        ),
         # No module: what `thinfs run` puts into LD_PRELOAD, here because an extension is what gets compiled.
         Extension(
             "thinfs.ioctl._preload",

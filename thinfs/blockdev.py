@@ -1,8 +1,8 @@
 """What a pool stands on: byte-addressed devices that are read, written, flushed and discarded, synchronously.
 
-Promises: exact reads (a short one is an error), writes durable after `flush`, an exclusive lock while
-a pool has a file open, sizes read afresh (a grown file is seen). Never: caches, knows a format, waits.
-A regular file is rounded down to whole sectors, as the loop driver does.
+Promises: exact reads (a short one is an error), no write past the end (a file does not grow by it), writes durable
+after `flush`, an exclusive lock while a pool has a file open, sizes read afresh (a grown file is seen). Never: caches,
+knows a format, waits. A regular file is rounded down to whole sectors, as the loop driver does.
 """
 
 import errno
@@ -92,6 +92,7 @@ class FileDevice:
         self._label = f"{os.major(info.st_rdev)}:{os.minor(info.st_rdev)}" if self._is_block else self.path
         self._discard_works = True
         self._logged: dict[tuple[str, int | None], float] = {}
+        self._end = 0  # as far as the size has been seen to reach
 
     def _failed(self, error: OSError, what: str) -> ThinfsError:
         """The error of an operation; the log has it too, once a minute, for whoever did the I/O sees a number only."""
@@ -130,9 +131,15 @@ class FileDevice:
                 data += more
         except OSError as error:
             raise self._failed(error, f"read at byte {offset}") from None
+        except OverflowError:  # past what any file can hold
+            raise IOFailed(f"{self.path}: no data at byte {offset}, it ends before") from None
         return data
 
     def write(self, offset: int, data: Buffer) -> None:
+        if offset + len(data) > self._end:  # a regular file would grow, silently
+            self._end = self.size_bytes
+            if offset + len(data) > self._end:
+                raise IOFailed(f"{self.path}: write at byte {offset}: it ends at byte {self._end}")
         try:
             done = os.pwrite(self._fd, data, offset)
             if done != len(data):

@@ -19,10 +19,15 @@ class MountEntry:
     major: int
     minor: int
     fs_type: str
+    source: str
 
     @property
     def device(self) -> str:
         return f"{self.major}:{self.minor}"
+
+
+def _unescaped(word: str) -> str:
+    return _ESCAPED.sub(lambda octal: chr(int(octal[1], 8)), word)
 
 
 def mounts(process: str = "self") -> Iterator[MountEntry]:
@@ -32,8 +37,9 @@ def mounts(process: str = "self") -> Iterator[MountEntry]:
             fields, _, rest = line.partition(" - ")
             parts = fields.split(" ")
             major, _, minor = parts[2].partition(":")
-            directory = _ESCAPED.sub(lambda octal: chr(int(octal[1], 8)), parts[4])
-            yield MountEntry(directory, int(major), int(minor), rest.split(" ")[0])
+            directory = _unescaped(parts[4])
+            fs_type, source, *_ = rest.split(" ")
+            yield MountEntry(directory, int(major), int(minor), fs_type, _unescaped(source))
 
 
 def mount_of(path: str) -> tuple[int, int]:

@@ -1,4 +1,5 @@
-"""`make fuzz`: damaged metadata with right checksums, by the thousand; every outcome is a ThinfsError or success.
+"""`make fuzz`: damaged metadata with right checksums, hostile lines of the socket, Docker's files bent, by the
+thousand; every outcome is a ThinfsError or success.
 
 Promises: prints each seed that fails, its damage and where it came out, then the counts; exit 1 on any failure. The
 same seeds do the same on every machine.
@@ -7,12 +8,16 @@ same seeds do the same on every machine.
 import argparse
 import logging
 import sys
+import tempfile
 import time
 import traceback
 from collections import Counter
+from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
+from pathlib import Path
 
+from tests.fuzz import docker_inputs, inputs
 from tests.fuzz.damage import damage
 from tests.fuzz.exercise import TooManySteps, exercise
 from tests.fuzz.pools import NAMES, pool
@@ -56,9 +61,19 @@ def _part(name: str, seeds: range) -> Result:
     return result
 
 
+def _inputs(run: Callable[[range, Path], inputs.Result], seeds: range) -> Result:
+    logging.getLogger("thinfs").propagate = False
+    with tempfile.TemporaryDirectory() as work:
+        found = run(seeds, Path(work) / "inputs")
+    return Result(0, found.outcomes, found.failures)
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.fuzz.sweep")
     parser.add_argument("--images", type=int, default=4000, help="of each of the pools")
+    parser.add_argument(
+        "--inputs", type=int, default=4000, help="lines of the socket; a tenth as many of Docker's files"
+    )
     parser.add_argument("--seed", type=int, default=0, help="of the first image")
     parser.add_argument("--pool", action="append", choices=NAMES, help="only this one")
     parser.add_argument("--jobs", type=int, default=2)
@@ -70,6 +85,11 @@ def main() -> int:
             for name in wanted.pool or NAMES
             for begin in range(wanted.seed, wanted.seed + wanted.images, 50)
         ]
+        for run, nr in ((inputs.run, wanted.inputs), (docker_inputs.run, wanted.inputs // 10)):
+            parts += [
+                processes.submit(_inputs, run, range(begin, min(begin + 200, wanted.seed + nr)))
+                for begin in range(wanted.seed, wanted.seed + nr, 200)
+            ]
         for part in parts:
             found = part.result()
             total.nr_images += found.nr_images

@@ -71,6 +71,10 @@ def lint_with(tree: Path, module: str, line: str) -> tuple[int, str]:
         file.write_text(before)
 
 
+# (module it is planted in, what it imports from a floor above or beside it)
+UPWARDS = [("modes", "state"), ("thin", "pending"), ("discards", "new_mappings"), ("thin_device", "metadata")]
+
+
 def test_the_tree_as_it_is_is_kept(tree: Path) -> None:
     status, text = lint(tree)
     assert status == 0, text
@@ -81,6 +85,13 @@ def test_a_planted_import_is_refused(tree: Path, module: str, line: str, named: 
     status, text = lint_with(tree, module, line)
     assert status == 1
     assert f"- {module} imports {named}\n" in text
+
+
+@pytest.mark.parametrize(("module", "other"), UPWARDS)
+def test_an_import_of_a_floor_that_is_not_below_is_refused(tree: Path, module: str, other: str) -> None:
+    status, text = lint_with(tree, f"thinfs.pool.{module}", f"import thinfs.pool.{other}")
+    assert status == 1
+    assert f"thinfs.pool.{module} is not allowed to import thinfs.pool.{other}" in text
 
 
 @pytest.mark.parametrize(("module", "other"), CIRCLES)

@@ -173,7 +173,7 @@ def make_world(directory: Path, change_pool: Callable[[Any], None] | None = None
     }
     _put(disks, (("pv0", 0, 4),), contents["vg/thick"])
     _put(disks, (("pv0", 16, 1),), contents["vg/ro-one"])
-    _put_striped(disks, contents["vg/wide"])
+    put_striped(disks, contents["vg/wide"])
     metadata, data, thins = _make_pool(directory, contents["vg/thick"], change_pool)
     _put(disks, TMETA, metadata)
     _put(disks, TDATA, data)
@@ -187,7 +187,7 @@ def _put(disks: Mapping[str, Disk], pieces: tuple[tuple[str, int, int], ...], da
         data = data[count * EXTENT_BYTES :]
 
 
-def _put_striped(disks: Mapping[str, Disk], data: bytes) -> None:
+def put_striped(disks: Mapping[str, Disk], data: bytes) -> None:
     unit = 16 * 512
     for i in range(len(data) // unit):
         disk, first = (disks["pv0"], 4) if i % 2 == 0 else (disks["pv1"], 0)

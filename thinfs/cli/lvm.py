@@ -28,7 +28,7 @@ def main(arguments: Sequence[str]) -> int:
     options.images = images
     run: Callable[[argparse.Namespace], int] = options.run
     try:
-        if not images:
+        if not images and options.command != "umount":
             raise InvalidArgument("no IMAGE before it")
         return run(options)
     except ThinfsError as error:
@@ -241,6 +241,35 @@ def _serve(options: argparse.Namespace) -> int:
     return serve(options)
 
 
+# -- mount
+
+
+def _mount_options(one: argparse.ArgumentParser) -> None:
+    one.add_argument("volume", metavar="VOLUME", help="VG/LV, or LV where that is one volume's name")
+    one.add_argument("mountpoint", metavar="MOUNTPOINT")
+    writable = one.add_mutually_exclusive_group()
+    writable.add_argument("--overlay", metavar="FILE", help="writable: what is written goes into FILE, which is made")
+    writable.add_argument("--rw", action="store_true", help="writable: to the disks themselves, where that is safe")
+
+
+def _mount(options: argparse.Namespace) -> int:
+    from thinfs.cli.lvm_mount import mount
+
+    print(mount(options.images, options.volume, options.mountpoint, options.overlay, writable=options.rw))
+    return 0
+
+
+def _umount_options(one: argparse.ArgumentParser) -> None:
+    one.add_argument("mountpoint", metavar="MOUNTPOINT")
+
+
+def _umount(options: argparse.Namespace) -> int:
+    from thinfs.cli.lvm_mount import unmount
+
+    print(unmount(options.mountpoint))
+    return 0
+
+
 # -- export
 
 
@@ -268,5 +297,7 @@ COMMANDS: Final[dict[str, tuple[Run, str, Callable[[argparse.ArgumentParser], No
     "list": (_list, "disks, groups, pools and volumes, what is in them, and what cannot be opened", _list_options),
     "check": (_check, "everything that can be checked without a write: labels, texts, pools, volumes", _no_options),
     "serve": (_serve, "the volumes as files, read-only; `thinfs stop` ends it", _serve_options),
+    "mount": (_mount, "mount the file system of a volume, as `serve` serves it", _mount_options),
+    "umount": (_umount, "unmount it, and end its server; takes no IMAGE", _umount_options),
     "export": (_export, "copy a volume to a sparse file", _export_options),
 }

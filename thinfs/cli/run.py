@@ -4,12 +4,14 @@ import argparse
 import errno
 import os
 import shlex
+import shutil
 import sys
 from collections.abc import Sequence
 
 from thinfs.cli.dmsetup import connect
 from thinfs.cli.serve import directory_of, mount_option
 from thinfs.errors import ThinfsError, from_errno, from_oserror
+from thinfs.ioctl import seccomp
 from thinfs.ioctl.environment import device_directory, variables
 
 
@@ -25,6 +27,15 @@ def run(arguments: Sequence[str]) -> int:
         action="store_true",
         help="print what its environment needs, a line a variable, for EnvironmentFile= of a unit; start nothing",
     )
+    how = parser.add_mutually_exclusive_group()
+    how.add_argument(
+        "--seccomp",
+        action="store_true",
+        default=None,
+        help="trap its system calls, and those of all that it starts, besides preloading the library: for static "
+        "programs; this is the default where COMMAND is static itself",
+    )
+    how.add_argument("--no-seccomp", dest="seccomp", action="store_false", help="preload the library only")
     parser.add_argument("command", nargs="*", metavar="COMMAND")
     options = parser.parse_args(arguments)
     if options.print_env == bool(options.command):
@@ -38,7 +49,10 @@ def run(arguments: Sequence[str]) -> int:
             return 0
         _reach_server(directory)
         _make_device_directory(device_directory(directory))
-        return _become(options.command, {**os.environ, **added})
+        environment = {**os.environ, **added}
+        if options.seccomp or (options.seccomp is None and _is_static(options.command[0])):
+            return _run_under_filter(options.command, environment, directory)
+        return _become(options.command, environment)
     except ThinfsError as error:
         print(f"thinfs run: {error}", file=sys.stderr)
         return 1
@@ -66,3 +80,15 @@ def _become(command: Sequence[str], environment: dict[str, str]) -> int:
     except OSError as error:
         print(f"thinfs run: {command[0]}: {error.strerror}", file=sys.stderr)
         return 127 if isinstance(error, FileNotFoundError) else 126
+
+
+def _is_static(program: str) -> bool:
+    path = shutil.which(program)
+    return path is not None and seccomp.is_static(path)
+
+
+def _run_under_filter(command: Sequence[str], environment: dict[str, str], directory: str) -> int:
+    try:
+        return seccomp.run(command, environment, directory)
+    except OSError as error:
+        raise from_errno(error.errno or errno.EIO, f"seccomp user notification: {error.strerror}") from None

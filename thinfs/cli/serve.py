@@ -113,7 +113,7 @@ def stop(arguments: Sequence[str]) -> int:
         if not answers(directory):
             print(f"thinfs stop: {directory}: no server", file=sys.stderr)
             return 1
-        left = trio.run(_stop, directory, options.force)
+        left = trio.run(stop_server, directory, options.force)
     except ThinfsError as error:
         print(f"thinfs stop: {error}", file=sys.stderr)
         return 1
@@ -123,7 +123,7 @@ def stop(arguments: Sequence[str]) -> int:
     return 0
 
 
-async def _stop(directory: str, force: bool) -> list[str]:
+async def stop_server(directory: str, force: bool) -> list[str]:
     connection = await connect(paths.socket_path(directory))
     try:
         return [str(device) for device in await connection.call("stop", force=force)]

@@ -85,14 +85,17 @@ static inline int door_send(int fd, const void *data, size_t size)
 	return 0;
 }
 
-static inline int door_receive(int fd, void *data, size_t size)
+/* A signal ends a DM_DEV_WAIT and a suspend that waits, in the kernel too; nothing else of device-mapper. */
+static inline int door_receive(int fd, void *data, size_t size, int interruptible)
 {
 	while (size) {
 		ssize_t done = recv(fd, data, size, 0);
+		if (done < 0 && errno == EINTR && !interruptible)
+			continue;
 		if (done <= 0) {
 			if (!done || errno == ECONNRESET)
 				errno = EIO;
-			return -1; /* EINTR too: a signal ends a DM_DEV_WAIT */
+			return -1;
 		}
 		data = (char *)data + done;
 		size -= done;

@@ -59,8 +59,8 @@ def remove_leaves(tree: Btree, root: int, begin: int, end: int) -> Generator[int
             found, near = _descend_from(tree, near, begin)
         else:
             root, found, near = _descend(tree, root, begin)
-        # the nearest one counts (docs/reference/format.md, 8.1)
-        node, i = (None, 0) if found is None else (found[0], max(found[1], 0))
+        node, i = found if found is not None else (None, 0)
+        i = max(i, 0)  # the nearest one counts (docs/reference/format.md, 8.1)
         if node is None or i >= node.nr_entries or not begin <= node.keys[i] < end:
             if not nr_removed:
                 raise BadMetadata(f"metadata block {root}: btree: key {begin} is there, but not on its way")
