@@ -32,7 +32,7 @@ class _CompiledEngine:
         return find(name)
 
 
-sys.meta_path.insert(0, _CompiledEngine)  # type: ignore[arg-type]
+sys.meta_path.insert(0, _CompiledEngine)
 
 
 def __getattr__(name: str) -> Any:
