@@ -1,5 +1,5 @@
 # make demo, make test, make lint: each sets up what it needs first (scripts/setup), which takes a second when all is there.
-.PHONY: setup demo test test-on simulation kills soak differential fuzz lint bench bench-quick profile clean
+.PHONY: setup demo test test-on simulation kills soak differential tools-campaign fuzz lint bench bench-quick profile clean
 .NOTPARALLEL:
 
 # Debian keeps mke2fs, debugfs and thin_check where an ordinary user's PATH does not lead.
@@ -48,6 +48,11 @@ differential: SECONDS ?= 1800
 differential:
 	@scripts/setup test
 	.venv/bin/python -m tests.differential.sweep --seconds $(SECONDS) $(ARGS)
+
+# 50 random pools, ten damaged variants of each, against thin-provisioning-tools 0.9.0 and 1.1.0: 20 minutes. ARGS="--pools 5 --seed 100".
+tools-campaign:
+	@scripts/setup test
+	.venv/bin/python -m tests.tools.campaign $(ARGS)
 
 lint:
 	@scripts/setup lint

@@ -39,6 +39,7 @@ _MOUNTS: Final = (
 )
 _POWER_OFF: Final = 0x4321FEDC
 _FINIT_MODULE: Final = 313
+_SECTOR_BYTES: Final = 512
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -96,12 +97,39 @@ class Threads:
             self._idle.append(inbox)
 
 
+class MemoryWindow:
+    """What host and guest both see, as memory: by UML's mmapper."""
+
+    def __init__(self, path: str, size: int) -> None:
+        self._memory = memoryview(mmap.mmap(os.open(path, os.O_RDWR | os.O_CLOEXEC), size))
+
+    def get(self, at: int, length: int) -> memoryview:
+        return self._memory[at : at + length]
+
+    def put(self, at: int, data: bytes) -> None:
+        self._memory[at : at + len(data)] = data
+
+
+class DiskWindow:
+    """The same as a disk, past the page cache; a slot belongs to one call, so what a whole sector adds hurts nobody."""
+
+    def __init__(self, path: str) -> None:
+        self._blocks = BlockIO()
+        self._handle = self._blocks.open(path)
+
+    def get(self, at: int, length: int) -> bytes:
+        return self._blocks.read(self._handle, at, length + -length % _SECTOR_BYTES)[:length]
+
+    def put(self, at: int, data: bytes) -> None:
+        self._blocks.write(self._handle, at, data + bytes(-len(data) % _SECTOR_BYTES))
+
+
 class Agent:
     """The calls the runner may make: public methods here, of KernelDeviceMapper, BlockIO and Loops."""
 
-    def __init__(self, channel: int, shared: memoryview) -> None:
+    def __init__(self, channel: int, window: "MemoryWindow | DiskWindow") -> None:
         self._channel = channel
-        self._shared = shared
+        self._window = window
         self._send_lock = threading.Lock()
         self._kernel_log = os.open("/dev/kmsg", os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
         self._blocks = BlockIO()
@@ -171,10 +199,10 @@ class Agent:
         return before
 
     def read_shared(self, handle: int, offset: int, length: int, at: int) -> None:
-        self._shared[at : at + length] = self._blocks.read(handle, offset, length)
+        self._window.put(at, self._blocks.read(handle, offset, length))
 
     def write_shared(self, handle: int, offset: int, length: int, at: int) -> None:
-        self._blocks.write(handle, offset, self._shared[at : at + length])
+        self._blocks.write(handle, offset, self._window.get(at, length))
 
     def batch(self, operations: list[Operation]) -> list[Outcome]:
         return OperationRunner(self._mapper, self._blocks).run(operations)
@@ -214,7 +242,7 @@ class Agent:
             for line in lines:
                 if line.startswith(b"@"):
                     at, length = map(int, line[1:].split(b":"))
-                    line = bytes(self._shared[at : at + length])
+                    line = bytes(self._window.get(at, length))
                 number, own_thread, call, arguments = json.loads(line)
                 if own_thread:
                     self._threads.run(number, call, arguments)
@@ -235,12 +263,13 @@ def main() -> None:
         _mount_all()
         with open("/proc/cmdline") as file:
             words = dict(word.partition("=")[::2] for word in file.read().split())
-        mapper = os.open("/dev/mmapper", os.O_RDWR | os.O_CLOEXEC)
-        shared = memoryview(mmap.mmap(mapper, int(words["thinfs.shared"])))
+        path = words["thinfs.window"]
+        size = int(words["thinfs.shared"])
+        window = MemoryWindow(path, size) if path == "/dev/mmapper" else DiskWindow(path)
         channel = os.open("/dev/ttyS0", os.O_RDWR | os.O_NOCTTY | os.O_CLOEXEC)
         tty.setraw(channel, termios.TCSANOW)
         threading.Thread(target=_power_off_on_hangup, args=(channel,), daemon=True).start()
-        agent = Agent(channel, shared)
+        agent = Agent(channel, window)
         os.write(channel, b'[0,0,"up"]\n')
         agent.serve()
     except BaseException:

@@ -54,6 +54,7 @@ JUDGES: Final = {
     for judge in (
         _kernel("6.1", "bookworm"),
         _kernel("6.12", "trixie"),
+        _kernel("7.2", "sid"),
         Judge(
             name="thin-tools-0.9.0",
             suite="bookworm",

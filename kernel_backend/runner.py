@@ -49,7 +49,7 @@ class Image:
     def __init__(self, index: int, source: int | str) -> None:
         """`source` is a size in bytes, or the path of a file or block device."""
         self.device = f"98:{16 * index}"  # ubd: major 98, 16 minors a disk
-        self.node = f"/dev/ubd{chr(ord('a') + index)}"
+        self.node = f"/dev/{uml.disk_name(index)}"
         self._descriptor = -1
         if isinstance(source, int):
             self._descriptor = uml.memory_file("image", source)
@@ -167,8 +167,9 @@ class Guest(DeviceMapperCalls):
         return self._call("ping", value)
 
     def shell(self, command: str | list[str], *, timeout: float = 50) -> subprocess.CompletedProcess[str]:
-        """Run a command in the guest: the host's programs, its own /dev."""
-        code, out, err = self._call("shell", command, timeout)
+        """Run a command in the guest: the host's programs, its own /dev. `timeout` is the only limit, in seconds."""
+        answered_within = timeout + _CALL_SECONDS
+        code, out, err = self._channel.call("shell", command, timeout, own_thread=False, timeout=answered_within)
         return subprocess.CompletedProcess(command, code, out, err)
 
     def kernel_log(self) -> list[str]:

@@ -45,6 +45,9 @@ class GuestKernel:
     module_root: str
     directory: str | None = None
     libraries: str | None = None
+    # Has it the driver that shows a file of the host as /dev/mmapper? If not, the shared memory is its last disk.
+    mmapper: bool = True
+    moves_on: bool = False  # its suite has other versions with time: then it cannot be had, and its tests are skipped
 
     @property
     def missing(self) -> str | None:
@@ -57,16 +60,23 @@ class GuestKernel:
         return f"no kernel {self.name}: {program} is absent, run python3 -m kernel_backend.fetch kernel-{self.name}"
 
 
-def _judge(name: str) -> GuestKernel:
+def _judge(name: str, **other: bool) -> GuestKernel:
     place = judges.directory() / f"kernel-{name}"
-    return GuestKernel(name, "./linux.uml", f"{place}/usr/lib/uml/modules", directory=str(place), libraries="lib")
+    return GuestKernel(
+        name, "./linux.uml", f"{place}/usr/lib/uml/modules", directory=str(place), libraries="lib", **other
+    )
 
 
 KERNEL_6_1: Final = _judge("6.1")
 KERNEL_6_12: Final = _judge("6.12")
-KERNELS: Final = {kernel.name: kernel for kernel in (KERNEL_6_1, KERNEL_6_12)}
+KERNEL_7_2: Final = _judge("7.2", mmapper=False, moves_on=True)
+KERNELS: Final = {kernel.name: kernel for kernel in (KERNEL_6_1, KERNEL_6_12, KERNEL_7_2)}
 # Whatever version this machine has, if any: no judge, but what must hold for every kernel holds for it.
 INSTALLED: Final = GuestKernel("installed", "/usr/bin/linux.uml", "/usr/lib/uml/modules")
+
+
+def disk_name(index: int) -> str:
+    return f"ubd{chr(ord('a') + index)}"
 
 
 def memory_file(name: str, size_bytes: int) -> int:
@@ -155,7 +165,7 @@ class Process:
     def __init__(
         self, kernel: GuestKernel, channel: socket.socket, shared: int, images: Sequence[int | str], memory_mb: int
     ) -> None:
-        """`images` are descriptors of memory files or paths, and become ubda, ubdb and so on (at most 8)."""
+        """`images` are descriptors of memory files or paths, and become ubda, ubdb and so on (at most 8, or 7)."""
         if kernel.missing is not None:
             raise FileNotFoundError(kernel.missing)
         remove_leftovers()
@@ -200,6 +210,12 @@ class Process:
             return f"/proc/self/fd/{image}" if isinstance(image, int) else image
 
         size = os.fstat(shared).st_size
+        disks = [path(image) for image in images]
+        if kernel.mmapper:
+            window = [f"iomem=mmapper,{path(shared)}", "thinfs.window=/dev/mmapper"]
+        else:
+            window = [f"thinfs.window=/dev/{disk_name(len(disks))}"]
+            disks.append(path(shared))
         return [
             # `noreboot` stands before `init=`, which forgets the words for init that came before it
             kernel.program, "noreboot", f"mem={memory_mb}M", "rootfstype=hostfs", "rootflags=/", "ro",
@@ -207,8 +223,8 @@ class Process:
             f"uml_dir={self._boot}", "umid=g", "selinux=0", "panic=-1", "pty.legacy_count=0", "random.trust_cpu=1",
             "quiet",
             "initcall_blacklist=raid6_select_algo,calibrate_xor_blocks,init_zswap,strp_dev_init",
-            f"iomem=mmapper,{path(shared)}", f"thinfs.shared={size}",
-            *(f"ubd{index}d={path(image)}" for index, image in enumerate(images)),
+            *window, f"thinfs.shared={size}",
+            *(f"ubd{index}d={disk}" for index, disk in enumerate(disks)),
             "--", "-ISB", f"{self._boot}/agent",
         ]  # fmt: skip
 

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import pytest
 
 from kernel_backend.runner import Guest
-from kernel_backend.uml import KERNEL_6_1, KERNEL_6_12, KERNELS, GuestKernel
+from kernel_backend.uml import KERNEL_6_1, KERNEL_6_12, KERNEL_7_2, KERNELS, GuestKernel
 
 
 def booted(kernel: GuestKernel) -> Iterator[Guest]:
@@ -44,6 +44,11 @@ def booted_6_12() -> Iterator[Guest]:
     yield from booted(KERNEL_6_12)
 
 
+@pytest.fixture(scope="session")
+def booted_7_2() -> Iterator[Guest]:
+    yield from booted(KERNEL_7_2)
+
+
 @pytest.fixture
 def guest6_1(booted_6_1: Guest) -> Iterator[Guest]:
     yield from fresh(booted_6_1)
@@ -52,6 +57,11 @@ def guest6_1(booted_6_1: Guest) -> Iterator[Guest]:
 @pytest.fixture
 def guest6_12(booted_6_12: Guest) -> Iterator[Guest]:
     yield from fresh(booted_6_12)
+
+
+@pytest.fixture
+def guest7_2(booted_7_2: Guest) -> Iterator[Guest]:
+    yield from fresh(booted_7_2)
 
 
 @pytest.fixture(params=sorted(KERNELS))

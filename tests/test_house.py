@@ -76,7 +76,7 @@ def test_ci_runs_lint_and_then_every_test_and_hides_neither_s_failure(
 
 def test_the_licence_is_the_one_the_project_names() -> None:
     project = tomllib.loads((TOP / "pyproject.toml").read_text())["project"]
-    assert project["license"] == {"text": "Apache-2.0"}
+    assert project["license"] == "Apache-2.0"
     assert (TOP / "LICENSE").read_text().split()[:4] == ["Apache", "License", "Version", "2.0,"]
 
 

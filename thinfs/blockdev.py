@@ -200,6 +200,10 @@ class MemoryDevice:
     def supports_discard(self) -> bool:
         return self._supports_discard
 
+    def written_pages(self) -> list[int]:
+        """Offsets of the 4 KiB pages that hold something, ascending."""
+        return sorted(page * self._PAGE for page in self._pages)
+
     def _check(self, offset: int, length: int) -> None:
         if offset < 0 or length < 0 or offset + length > self._size:
             raise IOFailed(f"{self._label}: bytes {offset}..{offset + length} are past its end, {self._size}")

@@ -6,7 +6,9 @@ reason at the end of the run, on the backends whose entry here names it.
 
 from typing import Final
 
-BACKENDS: Final = ("userspace", "server", "server-pyfuse3", "ioctl", "kernel6.1", "kernel6.12", "kernel")
+BACKENDS: Final = (
+    "userspace", "server", "server-pyfuse3", "ioctl", "kernel6.1", "kernel6.12", "kernel7.2", "kernel",
+)  # fmt: skip
 
 LACKS: Final[dict[str, dict[str, str]]] = {
     "userspace": {},
@@ -15,5 +17,6 @@ LACKS: Final[dict[str, dict[str, str]]] = {
     "ioctl": {},
     "kernel6.1": {},
     "kernel6.12": {},
+    "kernel7.2": {},
     "kernel": {"gigabyte": "its disks lie in memory, where zeroing a block of 1 GiB may not fit"},
 }

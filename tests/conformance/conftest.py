@@ -15,7 +15,7 @@ import pytest
 import trio
 import trio.testing
 
-from kernel_backend.uml import KERNEL_6_1, KERNEL_6_12, GuestKernel
+from kernel_backend.uml import KERNEL_6_1, KERNEL_6_12, KERNEL_7_2, GuestKernel
 from thinfs.userspace.blocking import run_on_the_spot
 
 from .capabilities import BACKENDS, LACKS
@@ -107,7 +107,7 @@ def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Non
 
 def _guest(kernel: GuestKernel) -> Iterator[GuestSupply]:
     if kernel.missing is not None:
-        pytest.fail(kernel.missing)
+        (pytest.skip if kernel.moves_on else pytest.fail)(kernel.missing)
     with guest_supply(kernel) as supply:
         yield supply
 
@@ -120,6 +120,11 @@ def suite_guest_6_1() -> Iterator[GuestSupply]:
 @pytest.fixture(scope="session")
 def suite_guest_6_12() -> Iterator[GuestSupply]:
     yield from _guest(KERNEL_6_12)
+
+
+@pytest.fixture(scope="session")
+def suite_guest_7_2() -> Iterator[GuestSupply]:
+    yield from _guest(KERNEL_7_2)
 
 
 @pytest.fixture(scope="session")

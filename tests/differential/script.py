@@ -116,7 +116,8 @@ class Script:
             self.flush(dev_id)
 
     def fill(self, dev_id: int, blocks: Iterable[int]) -> None:
-        """A page into each: new blocks only, for the order of what a commit frees would show the kernel's timer."""
+        """A page into each, most without a flush, so that a kernel's timer may commit between: for new blocks, where
+        nothing shows a number of a metadata block."""
         for index, block in enumerate(blocks):
             self.write(dev_id, block, length=PAGE, flush=index % _FLUSH_EVERY == _FLUSH_EVERY - 1)
         self.flush(dev_id)

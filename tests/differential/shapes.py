@@ -165,7 +165,8 @@ def _many_thins(script: Script) -> None:
             made.append(dev_id)
             if random.random() < 0.05:
                 script.activate(dev_id)
-                script.fill(dev_id, random.sample(range(300), random.randrange(1, 8)))
+                for block in random.sample(range(300), random.randrange(1, 8)):
+                    script.write(dev_id, block, length=PAGE)
                 script.deactivate(dev_id)
         script.status()
         if random.random() < 0.6:

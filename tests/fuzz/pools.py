@@ -69,6 +69,7 @@ class Pool:
     blocks: Mapping[int, bytes]
     kinds: Mapping[str, list[int]]
     dev_ids: list[int]
+    nr_data_blocks: int
     top_thin_block: int
 
     def device(self, damaged: Mapping[int, bytes] = {}) -> ImageDevice:  # never changed
@@ -161,8 +162,9 @@ class _Maker:
     def done(self) -> Pool:
         dev_ids = [dev_id for dev_id, _ in self.metadata.devices()]
         self.commit()
+        nr_data = self.metadata.nr_data_blocks
         blocks = {page: bytes(data) for page, data in self.device._pages.items()}
-        return Pool(self.name, self.nr_blocks, blocks, _Walk(self.device).run(), dev_ids, self.top_thin_block)
+        return Pool(self.name, self.nr_blocks, blocks, _Walk(self.device).run(), dev_ids, nr_data, self.top_thin_block)
 
 
 def _small() -> Pool:

@@ -21,6 +21,7 @@ from tests.fuzz import docker_inputs, inputs
 from tests.fuzz.damage import damage
 from tests.fuzz.exercise import TooManySteps, exercise
 from tests.fuzz.pools import NAMES, pool
+from tests.fuzz.served import serve
 
 _SHOWN = 20
 
@@ -37,7 +38,7 @@ def one(name: str, seed: int, result: Result) -> None:
     done = damage(sound, seed)
     result.nr_images += 1
     try:
-        outcomes = exercise(sound, done.blocks, seed)
+        outcomes = [*exercise(sound, done.blocks, seed), *serve(sound, done.blocks, seed)]
     except (Exception, TooManySteps) as error:
         frames = traceback.extract_tb(error.__traceback__)
         ours = [frame for frame in frames if "/thinfs/" in frame.filename]

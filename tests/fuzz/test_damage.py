@@ -8,6 +8,7 @@ import pytest
 from tests.fuzz.damage import damage
 from tests.fuzz.exercise import MAX_STEPS, Exercise, TooManySteps, counted, exercise
 from tests.fuzz.pools import DATA_BLOCK_SECTORS, NAMES, Pool, pool
+from tests.fuzz.served import Bug, serve
 from thinfs.errors import BadMetadata, InvalidArgument, ThinfsError
 from thinfs.ondisk import checksum
 from thinfs.ondisk.btree_node import HEADER_BYTES, BtreeNode
@@ -16,7 +17,7 @@ from thinfs.steps import drive
 
 Blocks = Mapping[int, bytes]
 Call = Callable[[PoolMetadata], object]
-_NR_SEEDS = 12
+_NR_SEEDS = 10
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -25,6 +26,7 @@ def test_damage_made_by_seed_is_a_refusal_or_nothing(name: str) -> None:
         done = damage(pool(name), seed)
         print(f"pool {name}, seed {seed}: {'; '.join(done.words)}")
         assert exercise(pool(name), done.blocks, seed)
+        assert serve(pool(name), done.blocks, seed)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -36,6 +38,16 @@ def test_a_sound_pool_takes_all_that_is_done_to_it_well_within_the_steps(name: s
             run.run()
         assert nr_steps() < MAX_STEPS / 3
         assert [line for line in run.outcomes if "BadMetadata" in line or "IOFailed" in line] == []
+
+
+def test_a_bug_that_the_pool_answers_for_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(_: PoolMetadata) -> int:
+        return 1 // 0
+
+    monkeypatch.setattr(PoolMetadata, "alloc_data_block", broken)
+    with pytest.raises(Bug, match="ZeroDivisionError"):
+        for seed in range(20):
+            serve(pool("small"), {}, seed)
 
 
 def test_the_same_seed_does_the_same_damage() -> None:

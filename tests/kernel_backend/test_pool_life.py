@@ -150,7 +150,7 @@ def test_a_device_without_a_table_has_none(guest: Guest) -> None:
 
 def test_the_thin_targets_are_listed_with_their_versions(guest: Guest) -> None:
     versions = {target.name: target.version for target in guest.targets()}
-    minor = {"6.1": 22, "6.12": 23}[guest.kernel.name]
+    minor = {"6.1": 22, "6.12": 23, "7.2": 24}[guest.kernel.name]
     assert versions["thin-pool"] == versions["thin"] == (1, minor, 0)
 
 

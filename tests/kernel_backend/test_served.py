@@ -37,7 +37,7 @@ def test_the_drop_in_drives_the_kernels_own_dm_thin_whose_devices_outlive_the_se
         f"METADATA={guest.images[0].device}",
         f"DATA={guest.images[1].device}",
     ]
-    done = guest.shell(["env", *environment, "sh", "-c", _SCRIPT])
+    done = guest.shell(["env", *environment, "sh", "-c", _SCRIPT], timeout=120)  # a dozen interpreters, one slow CPU
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stdout.splitlines() == [
         "p: 0 2097152 thin-pool 0 420/4096 1/16384 - rw no_discard_passdown queue_if_no_space - 1024 ",

@@ -59,6 +59,7 @@ class Disk:
     areas: list[tuple[int, int]] = field(default_factory=lambda: [AREA])
     text_offset: int = 512  # within the ring
     device_size: int | None = None
+    pe_start: int = PE_START
     data: bytearray = field(default_factory=bytearray)
 
     def __post_init__(self) -> None:
@@ -70,7 +71,7 @@ class Disk:
     def write_label(self) -> None:
         size = self.size_bytes if self.device_size is None else self.device_size
         header = self.uuid.replace("-", "").encode() + struct.pack("<Q", size)
-        header += struct.pack("<QQQQ", PE_START, 0, 0, 0)
+        header += struct.pack("<QQQQ", self.pe_start, 0, 0, 0)
         header += b"".join(struct.pack("<QQ", *area) for area in self.areas) + struct.pack("<QQ", 0, 0)
         header += struct.pack("<IIQQ", 2, 1, 0, 0)
         checked = (struct.pack("<I", 32) + b"LVM2 001" + header).ljust(492, b"\0")

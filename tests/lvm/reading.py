@@ -15,7 +15,8 @@ class Read:
     doubts: list[str]  # of its pools and groups: why nothing may be written
 
 
-def read_all(paths: Sequence[str]) -> Read:
+def read_all(paths: Sequence[str], most_bytes: int = 1 << 30) -> Read:
+    """Of each volume the first `most_bytes`: a thin may be of any size."""
     contents, refused, doubts = {}, {}, []
     with open_volumes(paths) as (volumes, _):
         for volume in volumes:
@@ -25,7 +26,7 @@ def read_all(paths: Sequence[str]) -> Read:
                     continue
                 readable = volumes.open_verified(volume)
                 if volume.lv.visible:
-                    contents[volume.label] = readable.read(0, readable.size_bytes)
+                    contents[volume.label] = readable.read(0, min(readable.size_bytes, most_bytes))
             except ThinfsError as error:
                 assert "\n" not in str(error)
                 refused[volume.label] = str(error)

@@ -59,21 +59,8 @@ def with_ext4(world: World, tmp_path: Path) -> World:
     files, image = tmp_path / "files", tmp_path / "ext4"
     files.mkdir()
     (files / "hello").write_text("hello from a stripe\n")
-    subprocess.run(
-        [
-            "/usr/sbin/mke2fs",
-            "-q",
-            "-t",
-            "ext4",
-            "-O",
-            "^has_journal",
-            "-d",
-            files,
-            image,
-            f"{8 * EXTENT_BYTES >> 10}k",
-        ],
-        check=True,
-    )
+    size = f"{8 * EXTENT_BYTES >> 10}k"
+    subprocess.run(["/usr/sbin/mke2fs", "-qt", "ext4", "-O", "^has_journal", "-d", files, image, size], check=True)
     put_striped(world.disks, image.read_bytes())
     return world
 

@@ -4,16 +4,19 @@ import fcntl
 import os
 import struct
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 
 from tests.lvm.builder import UUIDS, VG_UUID, World, lv_section, lvm_crc
 from tests.lvm.reading import Read, read_all
-from thinfs.errors import Busy, InvalidArgument, ThinfsError
+from thinfs.errors import BadMetadata, Busy, InvalidArgument, ThinfsError
+from thinfs.lvm import in_use
 from thinfs.lvm.image import DiskImage
 from thinfs.lvm.opening import open_volumes
+from thinfs.lvm.reading import Window
 
 ON_PV0_ALONE = {"vg/thick", "vg/ro-one"}
 ALL = {"vg/thick", "vg/wide", "vg/ro-one", "vg/one", "vg/two", "vg/guest"}
@@ -54,6 +57,7 @@ def test_a_label_with_a_wrong_checksum_is_none(world: World, tmp_path: Path) -> 
         (20, struct.pack("<I", 508), "PV_HEADER|header|bytes|stream"),
         (32, b"\xff" * 32, "is not a UUID"),
         (88, struct.pack("<QQ", 1, 1), "data areas"),
+        (104, struct.pack("<QQ", 4096, 61440) * 3, "3 metadata areas"),
     ],
 )
 def test_a_label_that_contradicts_itself_is_none(
@@ -534,6 +538,54 @@ def test_as_long_as_a_disk_is_read_thinfs_itself_does_not_write_to_it(world: Wor
         FileDevice(paths[0])
 
 
+def test_a_group_that_is_active_on_this_machine_is_refused(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As device-mapper of the kernel shows it in sysfs, which no machine of ours has."""
+    paths = world.write(tmp_path)
+    uuid = tmp_path / "block/dm-3/dm/uuid"
+    uuid.parent.mkdir(parents=True)
+    monkeypatch.setattr(in_use, "SYS_BLOCK", tmp_path / "block")
+    uuid.write_text("LVM-" + "x" * 32 + "dddddd33333333333333333333000001\n")
+    assert read_all(paths).contents == world.contents
+    uuid.write_text("LVM-" + VG_UUID.replace("-", "") + "dddddd33333333333333333333000001\n")
+    with pytest.raises(Busy, match=r"VG vg: active on this machine \(dm-3\); vgchange -an vg first"):
+        read_all(paths)
+
+
+@pytest.fixture
+def attached() -> Iterator[Callable[..., str]]:
+    """Attach a loop device."""
+    if os.geteuid() != 0:
+        pytest.skip("needs root: loop devices")
+    with ExitStack() as stack:
+
+        def attach(*words: str) -> str:
+            done = subprocess.run(["losetup", "--show", "-f", *words], check=True, capture_output=True, text=True)
+            device = done.stdout.strip()
+            stack.callback(subprocess.run, ["losetup", "-d", device], check=True)
+            return device
+
+        yield attach
+
+
+def test_an_image_under_a_loop_device_that_can_be_written_is_refused(
+    world: World, tmp_path: Path, attached: Callable[..., str]
+) -> None:
+    paths = world.write(tmp_path)
+    attached("-r", paths[0])
+    assert read_all(paths).contents == world.contents
+    device = attached(paths[1])
+    with pytest.raises(Busy, match=rf"pv1\.img: in use by {device}"):
+        read_all(paths)
+
+
+def test_block_devices_are_disks_like_images(world: World, tmp_path: Path, attached: Callable[..., str]) -> None:
+    paths = world.write(tmp_path)
+    devices = [attached("-r", paths[0]), attached(paths[1])]
+    assert read_all(devices).contents == world.contents
+
+
 # -- 11: what only looks like a disk of ours
 
 
@@ -576,3 +628,27 @@ def test_an_image_that_is_not_raw_is_refused_with_the_remedy(tmp_path: Path, mag
 def test_what_is_no_disk_is_refused(path: str) -> None:
     with pytest.raises(ThinfsError, match=path):
         read_all([path])
+
+
+def test_a_tree_that_leads_to_one_node_from_many_places_is_refused_before_it_is_read(
+    world: World, tmp_path: Path
+) -> None:
+    """Each level of such a tree would take 250 times the time of the one below."""
+    from thinfs.blockdev import MemoryDevice
+    from thinfs.lvm.thin_volume import Nodes, ThinVolume
+    from thinfs.ondisk.btree_node import INTERNAL_NODE, LEAF_NODE, BtreeNode
+    from thinfs.ondisk.superblock import Superblock
+    from thinfs.tools.walk import PoolTrees
+
+    device = MemoryDevice(1 << 20)
+    for level in range(5):
+        node = BtreeNode.blank(INTERNAL_NODE if level else LEAF_NODE, 8)
+        node.nr_entries = 200
+        for i in range(200):
+            node.keys[i], node.values[i] = i, level - 1 if level else 0
+        device.write(level * 4096, node.build(level))
+    nodes = Nodes(PoolTrees(device, Superblock(), 16))
+    data = Window("data", DiskImage(world.write(tmp_path)[0]), 0, 1 << 20)
+    volume = ThinVolume("vg/lv", 1 << 40, nodes, 4, data, 65536, 16, None)
+    with pytest.raises(BadMetadata, match=r"outside \d+\.\.\d+"):
+        volume.verify({})

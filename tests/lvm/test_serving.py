@@ -45,6 +45,15 @@ def test_every_volume_is_a_file_that_cannot_be_written(mounted: Machine, world: 
     assert digests([Path(path) for path in paths]) == before
 
 
+def test_paths_may_be_relative(mounted: Machine, world: World, tmp_path: Path) -> None:
+    """The server leaves the directory that it was started in."""
+    words = [os.path.basename(path) for path in world.write(tmp_path)]
+    assert mounted.mount_dir.parent == tmp_path  # where commands are run
+    succeeded(mounted, *words, "serve", "one", "--overlay", "overlay")
+    assert (mounted.mount_dir / "vg-one").read_bytes() == world.contents["vg/one"]
+    assert (tmp_path / "overlay").exists()
+
+
 def test_holes_of_a_volume_are_holes_of_its_file(mounted: Machine, world: World, tmp_path: Path) -> None:
     succeeded(mounted, *world.write(tmp_path), "serve", "vg/one")
     with (mounted.mount_dir / "vg-one").open("rb") as file:
@@ -302,29 +311,48 @@ def nobodys() -> Iterator[Path]:
         yield Path(name)
 
 
-def test_an_ordinary_user_serves_disks_that_he_may_only_read(world: World, nobodys: Path) -> None:
+def ordinary(directory: Path) -> Callable[..., str]:
+    """Runs a command as nobody, with a server in `directory`."""
     prefix = as_nobody()
-    paths = world.write(nobodys)
-    for path in paths:
-        os.chmod(path, 0o444)
-    environment = {
-        **os.environ,
-        "THINFS_MOUNT": f"{nobodys}/dm",
-        "PYTHONPATH": str(TOP),
-        "PYTHONDONTWRITEBYTECODE": "1",
-    }
+    environment = {**os.environ, "THINFS_MOUNT": f"{directory}/dm", "PYTHONPATH": str(TOP)}
 
     def run(*words: str) -> str:
         return subprocess.run(
             [*prefix, *words], capture_output=True, text=True, check=True, env=environment, cwd="/", timeout=120
         ).stdout
 
-    thinfs = (sys.executable, "-m", "thinfs.cli.main")
+    return run
+
+
+THINFS = (sys.executable, "-m", "thinfs.cli.main")
+
+
+def test_an_ordinary_user_serves_disks_that_he_may_only_read(world: World, nobodys: Path) -> None:
+    run, paths = ordinary(nobodys), world.write(nobodys)
+    for path in paths:
+        os.chmod(path, 0o444)
     for more in ([], ["--overlay", f"{nobodys}/overlay"]):
-        run(*thinfs, "lvm", *paths, "serve", *more)
+        run(*THINFS, "lvm", *paths, "serve", *more)
         try:
             for name, contents in world.contents.items():
                 file = f"{nobodys}/dm/{name.replace('ro-one', 'ro--one').replace('/', '-')}"
                 assert run("sha256sum", file).split()[0] == hashlib.sha256(contents).hexdigest()
         finally:
-            run(*thinfs, "stop")
+            run(*THINFS, "stop")
+
+
+def test_an_ordinary_user_lists_checks_and_serves_a_real_set(real: tuple[str, list[Path]], nobodys: Path) -> None:
+    run, (name, images) = ordinary(nobodys), real
+    paths = [f"{nobodys}/{image.name}" for image in images]
+    for image, path in zip(images, paths, strict=True):
+        subprocess.run(["cp", "--sparse=always", "--reflink=auto", image, path], check=True)
+        os.chmod(path, 0o444)
+    assert "problem" not in run(*THINFS, "lvm", *paths, "list", "--all")
+    assert run(*THINFS, "lvm", *paths, "check").count("sound") > 10
+    run(*THINFS, "lvm", *paths, "serve")
+    try:
+        for volume, digest in sums(name).items():
+            vg, lv = volume.split("/")
+            assert run("sha256sum", f"{nobodys}/dm/{vg}-{lv.replace('-', '--')}").split()[0] == digest
+    finally:
+        run(*THINFS, "stop")

@@ -54,6 +54,7 @@ def test_numbers_alone_are_those_of_thin_metadata_size(numeric: str, capsys: pyt
         ("-b", "64k", "-s", "1g"),
         ("-b", "64k", "-s", "1g", "-m", "0"),
         ("-b", "64k", "-s", "64k", "-m", "1"),
+        ("-b", "64k", "-s", "66K", "-m", "1"),
         ("-b", "100k", "-s", "1g", "-m", "1"),
         ("-b", "64k", "-s", "1.5g", "-m", "1"),
         ("-b", "64k", "-s", "1x", "-m", "1"),

@@ -20,6 +20,7 @@ BACKENDS: Final = {
     "kernel": "this machine's own kernel, as root: it must have no mapped devices",
     "kernel6.1": "Linux 6.1 in a User-Mode Linux guest",
     "kernel6.12": "Linux 6.12 in a User-Mode Linux guest",
+    "kernel7.2": "Linux 7.2 in a User-Mode Linux guest",
 }
 _NEEDED: Final = ("pytest", "pytest_trio", "trio")
 

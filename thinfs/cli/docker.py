@@ -48,6 +48,10 @@ def _parser() -> argparse.ArgumentParser:
 
     def directory(one: argparse.ArgumentParser) -> None:
         one.add_argument("directory", metavar="DIR", type=Path, help="Docker's root, as /var/lib/docker")
+        one.add_argument(
+            "--pool", nargs=2, metavar=("METADATA", "DATA"), type=Path,
+            help="its pool, where that is not in DIR: the parts of a thin pool of LVM (direct-lvm)",
+        )  # fmt: skip
 
     container_help = "a container's name or id, an image, or the name of a device's record"
     one = command("list", _list, "devices, whose they are, what they take, what a crash has left; writes nothing")
@@ -75,7 +79,8 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _read(options: argparse.Namespace) -> DockerDirectory:
-    return read_docker_directory(options.directory.resolve())
+    pool_files = tuple(path.absolute() for path in options.pool) if options.pool else None
+    return read_docker_directory(options.directory.resolve(), pool_files)
 
 
 def _snapshot(options: argparse.Namespace) -> int:

@@ -18,6 +18,7 @@ from thinfs.lvm.export import export_to_file, export_to_stream
 from thinfs.lvm.listing import PoolRow, VolumeRow, pool_rows, volume_rows
 from thinfs.lvm.opening import open_volumes
 from thinfs.lvm.volumes import Volumes
+from thinfs.plain_text import plain
 
 _LINES_SHOWN: Final = 20
 
@@ -32,7 +33,7 @@ def main(arguments: Sequence[str]) -> int:
             raise InvalidArgument("no IMAGE before it")
         return run(options)
     except ThinfsError as error:
-        print(f"thinfs lvm {options.command}: {error}", file=sys.stderr)
+        print(plain(f"thinfs lvm {options.command}: {error}"), file=sys.stderr)
     return 1
 
 
@@ -74,7 +75,7 @@ def _list(options: argparse.Namespace) -> int:
         else:
             rows = [row for row in rows if row.visible or options.all]
             lines = [*_disk_lines(volumes), *_group_lines(volumes, pools), *_table(rows)]
-            print("\n".join([*lines, *_notes(volumes, pools, rows, in_use)]))
+            print("\n".join(map(plain, [*lines, *_notes(volumes, pools, rows, in_use)])))
         found = bool(volumes.disks.groups)
     if not found and not options.json:
         raise InvalidArgument("no volume group on " + ", ".join(options.images))
@@ -195,7 +196,7 @@ def _check(options: argparse.Namespace) -> int:
         if not volumes.disks.groups and not wrong:
             wrong = ["no volume group on " + ", ".join(options.images)]
     for line in wrong:
-        print(f"thinfs lvm check: {line}", file=sys.stderr)
+        print(plain(f"thinfs lvm check: {line}"), file=sys.stderr)
     return 1 if wrong else 0
 
 
@@ -218,7 +219,7 @@ def _wrong(volumes: Volumes) -> Iterable[str]:
                 volumes.open_verified(volume)
                 print(f"{volume.label}: sound")
         except NotSupported as error:
-            print(f"{volume.label}: not read: {error}")
+            print(plain(f"{volume.label}: not read: {error}"))
         except ThinfsError as error:
             yield str(error)
 
@@ -232,6 +233,7 @@ def _serve_options(one: argparse.ArgumentParser) -> None:
     writable = one.add_mutually_exclusive_group()
     writable.add_argument("--overlay", metavar="FILE", help="writable: what is written goes into FILE, which is made")
     writable.add_argument("--rw", action="store_true", help="writable: to the disks themselves, where that is safe")
+    one.add_argument("--files-only", action="store_true", help="no loop devices and links in /dev/mapper, as root too")
     one.add_argument("--foreground", action="store_true", help="stay here, log to standard error")
 
 
@@ -255,7 +257,7 @@ def _mount_options(one: argparse.ArgumentParser) -> None:
 def _mount(options: argparse.Namespace) -> int:
     from thinfs.cli.lvm_mount import mount
 
-    print(mount(options.images, options.volume, options.mountpoint, options.overlay, writable=options.rw))
+    print(plain(mount(options.images, options.volume, options.mountpoint, options.overlay, writable=options.rw)))
     return 0
 
 
@@ -266,7 +268,7 @@ def _umount_options(one: argparse.ArgumentParser) -> None:
 def _umount(options: argparse.Namespace) -> int:
     from thinfs.cli.lvm_mount import unmount
 
-    print(unmount(options.mountpoint))
+    print(plain(unmount(options.mountpoint)))
     return 0
 
 
@@ -288,7 +290,7 @@ def _export(options: argparse.Namespace) -> int:
             return 0
         never = frozenset((info.st_dev, info.st_ino) for info in map(os.stat, options.images))
         written = export_to_file(readable, options.file, overwrite=options.force, never=never)
-    print(f"{volume.label}: {readable.size_bytes} bytes in {options.file}, {written} of them no hole")
+    print(plain(f"{volume.label}: {readable.size_bytes} bytes in {options.file}, {written} of them no hole"))
     return 0
 
 

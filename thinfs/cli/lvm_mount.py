@@ -35,7 +35,7 @@ _WRITABLE: Final[Mapping[str, Sequence[str]]] = {"xfs": ("nouuid",)}
 
 def mount(images: Sequence[str], name: str, mountpoint: str, overlay: str | None, *, writable: bool) -> str:
     """What was done, in one line."""
-    wanted = Wanted(images, [name], overlay, writable, loop_devices=False)
+    wanted = Wanted.by(images, [name], overlay, writable=writable, loop_devices=False)
     target = os.path.realpath(mountpoint)
     if not os.path.isdir(target):
         raise InvalidArgument(f"{mountpoint}: not a directory")

@@ -20,6 +20,7 @@ from thinfs.lvm.opening import open_volumes, open_writable_volumes
 from thinfs.lvm.overlay import Overlay
 from thinfs.lvm.volumes import Volume, Volumes
 from thinfs.lvm.writing import why_not_writable
+from thinfs.plain_text import plain
 from thinfs.server.assembly import userspace
 from thinfs.server.daemon import Assembly, Served, log_to_stderr, serve_in_background, serve_until_end, starting
 from thinfs.userspace.devices import DeviceMapper
@@ -29,24 +30,33 @@ from thinfs.userspace.devices import DeviceMapper
 class Wanted:
     """What is to be served. No `names`: every volume that can be."""
 
-    images: Sequence[str]
+    images: Sequence[str]  # absolute paths, as `overlay`: the server leaves the present directory
     names: Sequence[str]
-    overlay: str | None = None
-    writable: bool = False
-    loop_devices: bool = True
+    overlay: str | None
+    writable: bool
+    loop_devices: bool
+
+    @classmethod
+    def by(
+        cls, images: Sequence[str], names: Sequence[str], overlay: str | None, *, writable: bool, loop_devices: bool
+    ) -> "Wanted":
+        absolute = None if overlay is None else os.path.abspath(overlay)
+        return cls([os.path.abspath(image) for image in images], names, absolute, writable, loop_devices)
 
 
 def serve(options: argparse.Namespace) -> int:
-    wanted = Wanted(options.images, options.volumes, options.overlay, options.rw)
+    wanted = Wanted.by(
+        options.images, options.volumes, options.overlay, writable=options.rw, loop_devices=not options.files_only
+    )
     with open_volumes(wanted.images) as (volumes, _):
         chosen, refused = choose(volumes, wanted)
         names = {volume.label: volumes.file_name(volume) for volume in chosen}
     for line in refused:
-        print(f"thinfs lvm serve: not served: {line}", file=sys.stderr)
+        print(plain(f"thinfs lvm serve: not served: {line}"), file=sys.stderr)
     directory = directory_of(options.mount)
 
     def say() -> None:
-        print("\n".join(f"{label}: {directory}/{name}" for label, name in names.items()), flush=True)
+        print("\n".join(plain(f"{label}: {directory}/{name}") for label, name in names.items()), flush=True)
 
     log_to_stderr()
     if options.foreground:

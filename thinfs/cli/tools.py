@@ -1,116 +1,110 @@
-"""The offline tools of the command line: check, dump, ls, map, metadata-size; options and exit status of
+"""The offline tools that read a pool: check, dump, ls, map, metadata-size; options and exit status of
 thin-provisioning-tools 0.9.0, whose names these have with `thin_` before them; `map` is our own.
 
-Promises: what is read from is opened for reading only, and not at all where another thinfs has it for writing (a
-metadata snapshot, `-m`, may be read at any time). One line on standard error says why something failed.
+Promises: those of tool_frame.py. Only `check` writes, and only what it was asked for, when all else is well.
 """
 
 import argparse
-import fcntl
-import os
+import runpy
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any, cast
 
-from thinfs.bio import Immediate
-from thinfs.blockdev import FileDevice
-from thinfs.errors import Busy, InvalidArgument, ThinfsError, from_oserror
+from thinfs.cli.tool_frame import (
+    Parser,
+    as_thin_tool,
+    metadata_argument,
+    natural,
+    print_json,
+    reading,
+    run,
+    trees_of,
+    with_block,
+    write_out,
+    writing,
+)
+from thinfs.errors import InvalidArgument, from_oserror
 from thinfs.ondisk.superblock import FLAG_NEEDS_CHECK, SUPERBLOCK_LOCATION, Superblock
-from thinfs.persistent.block_manager import write_and_flush
-from thinfs.steps import do_now
 from thinfs.tools.block_map import map_lines
 from thinfs.tools.check import Verdict, check_pool, check_superblock
-from thinfs.tools.dump_formats import FORMATS
-from thinfs.tools.ir import dump_of
+from thinfs.tools.dump_formats import FORMATS, Pieces
+from thinfs.tools.ir import PoolDump, dump_of
+from thinfs.tools.leaks import mend_leaks
 from thinfs.tools.listing import DEFAULT_FIELDS, FIELDS, listing_lines
 from thinfs.tools.metadata_size import UNITS, format_amount, metadata_bytes, parse_amount
+from thinfs.tools.repair import dump_of_rescued, rescue
+from thinfs.tools.restore import Overrides
 from thinfs.tools.walk import PoolTrees
 
 _LINES_SHOWN = 20
 
 
-def _run(name: str, run: Callable[[], int]) -> int:
-    try:
-        return run()
-    except ThinfsError as error:
-        print(f"thinfs {name}: {error}", file=sys.stderr)
-        return 1
-    except BrokenPipeError:
-        sys.stdout = open(os.devnull, "w")  # noqa: SIM115  # nobody listens, also not at exit
-        return 141
-
-
-def _parser(name: str, does: str) -> argparse.ArgumentParser:
-    return argparse.ArgumentParser(prog=f"thinfs {name}", description=does, allow_abbrev=False)
-
-
-def _metadata_argument(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("metadata", metavar="METADATA", help="the metadata file or block device of a pool")
-
-
-@contextmanager
-def _metadata(path: str, *, in_use_allowed: bool = False) -> Iterator[FileDevice]:
-    device = FileDevice(path, read_only=True)
-    try:
-        lock = os.open(device.path, os.O_RDONLY | os.O_CLOEXEC)
-        try:
-            if not in_use_allowed:
-                fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
-            yield device
-        finally:
-            os.close(lock)
-    except BlockingIOError:
-        raise Busy(f"{path}: in use by another process") from None
-    finally:
-        device.close()
-
-
-def _trees(device: FileDevice, metadata_snapshot: bool, block_nr: int | None = None) -> PoolTrees:
-    trees = PoolTrees.open(device)
-    if not metadata_snapshot:
-        return trees
-    if block_nr is not None and trees.superblock.held_root not in (0, block_nr):
-        raise InvalidArgument(f"metadata snap in block {block_nr}: it is in block {trees.superblock.held_root}")
-    return trees.metadata_snapshot()
-
-
 # -- check
 
 
-def check(arguments: Sequence[str]) -> int:
-    parser = _parser("check", "Check a pool's metadata, all of it; exit status 1 if something is wrong.")
+def check(arguments: Sequence[str], program: str = "thinfs check") -> int:
+    parser = Parser(program, "Check a pool's metadata, all of it; exit status 1 if something is wrong.")
     parser.add_argument("-q", "--quiet", action="store_true", help="only the exit status")
-    parser.add_argument("-m", "--metadata-snap", action="store_true", help="the trees of the metadata snapshot")
+    parser.add_argument(
+        "-m", "--metadata-snap", "--metadata-snapshot", action="store_true", help="the metadata snapshot"
+    )
     parser.add_argument("--super-block-only", action="store_true")
     parser.add_argument("--skip-mappings", action="store_true", help="no mappings and no reference counts")
     parser.add_argument("--ignore-non-fatal-errors", action="store_true", help="leaked blocks are no error")
-    parser.add_argument(
-        "--clear-needs-check-flag", action="store_true", help="if all is well; the one thing that is written"
-    )
-    _metadata_argument(parser)
+    parser.add_argument("--clear-needs-check-flag", action="store_true", help="in the superblock, if all is well")
+    parser.add_argument("--auto-repair", action="store_true", help="give leaked blocks back, if all else is well")
+    parser.add_argument("--override-mapping-root", type=natural, metavar="BLOCK", help="instead of the superblock's")
+    parser.add_argument("--override-details-root", type=natural, metavar="BLOCK", help="instead of the superblock's")
+    parser.add_argument("--json", action="store_true", help="what was found, as JSON")
+    metadata_argument(parser)
     options = parser.parse_args(arguments)
-    return _run("check", lambda: _check(options))
+    return run(program, lambda: _check(options, program))
 
 
-def _check(options: argparse.Namespace) -> int:
-    if options.clear_needs_check_flag and (options.super_block_only or options.metadata_snap):
-        raise InvalidArgument("--clear-needs-check-flag: only after a check of the pool itself")
-    with _metadata(options.metadata, in_use_allowed=options.metadata_snap) as device:
+def _check(options: argparse.Namespace, program: str) -> int:
+    _refuse_half_a_fix(options, as_thin_tool(program))
+    with reading(options.metadata, program, in_use_allowed=options.metadata_snap) as device:
         if options.super_block_only:
             verdict = check_superblock(device)
         else:
-            verdict = check_pool(device, mappings=not options.skip_mappings, metadata_snapshot=options.metadata_snap)
+            verdict = check_pool(
+                device,
+                mappings=not options.skip_mappings,
+                metadata_snapshot=options.metadata_snap,
+                mapping_root=options.override_mapping_root,
+                details_root=options.override_details_root,
+            )
+    mended: list[str] = []
+    if options.auto_repair and verdict.leaks and not verdict.damages:
+        with writing(options.metadata) as device:
+            verdict.superblock = mend_leaks(device, PoolTrees.open(device).superblock)
+        mended, verdict.leaks = verdict.leaks, []
     passed = not verdict.damages and (options.ignore_non_fatal_errors or not verdict.leaks)
-    if not options.quiet:
-        _say(verdict)
+    if options.json:
+        _say_json(verdict, mended, passed)
+    elif not options.quiet:
+        _say(verdict, mended)
     if passed and options.clear_needs_check_flag:
         _clear_needs_check(options.metadata)
     return 0 if passed else 1
 
 
-def _say(verdict: Verdict) -> None:
+def _refuse_half_a_fix(options: argparse.Namespace, as_thin_check: bool) -> None:
+    """What is written only after a check of the pool itself. 0.9.0 refuses to clear the flag where leaks are ignored,
+    1.x does not."""
+    fixes = [name for name in ("auto_repair", "clear_needs_check_flag") if getattr(options, name)]
+    parts = ["super_block_only", "skip_mappings", "metadata_snap", "override_mapping_root", "override_details_root"]
+    for fix in fixes:
+        if fix == "auto_repair" or as_thin_check:
+            parts = [*parts, "ignore_non_fatal_errors"]
+        for part in parts:
+            if getattr(options, part) not in (False, None):
+                raise InvalidArgument(f"--{fix} with --{part}: only after a check of all of the pool".replace("_", "-"))
+
+
+def _say(verdict: Verdict, mended: list[str]) -> None:
     superblock = verdict.superblock
     if superblock is not None:
         print(f"TRANSACTION_ID={superblock.trans_id}")
@@ -118,105 +112,151 @@ def _say(verdict: Verdict) -> None:
         print(f"METADATA_FREE_BLOCKS={free.nr_blocks - free.nr_allocated}")
         if superblock.flags & FLAG_NEEDS_CHECK:
             print("needs_check is set")
-    for name, lines in (("damaged", verdict.damages), ("leaked", verdict.leaks), ("remark", verdict.sums)):
+    found = (("damaged", verdict.damages), ("leaked", verdict.leaks), ("mended", mended), ("remark", verdict.sums))
+    for name, lines in found:
         for line in lines[:_LINES_SHOWN]:
             print(f"{name}: {line}", file=sys.stderr)
         if len(lines) > _LINES_SHOWN:
             print(f"{name}: and {len(lines) - _LINES_SHOWN} more", file=sys.stderr)
 
 
+def _say_json(verdict: Verdict, mended: list[str], passed: bool) -> None:
+    superblock = verdict.superblock
+    found: dict[str, Any] = {"passed": passed}
+    if superblock is not None:
+        free = superblock.metadata_space_map_root
+        found["transaction_id"] = superblock.trans_id
+        found["metadata_free_blocks"] = free.nr_blocks - free.nr_allocated
+        found["needs_check"] = bool(superblock.flags & FLAG_NEEDS_CHECK)
+    print_json(
+        {**found, "damaged": verdict.damages, "leaked": verdict.leaks, "mended": mended, "remarks": verdict.sums}
+    )
+
+
 def _clear_needs_check(path: str) -> None:
-    device = FileDevice(path)
-    try:
+    with writing(path) as device:
         superblock = PoolTrees.open(device).superblock
         if superblock.flags & FLAG_NEEDS_CHECK:
             cleared: Superblock = replace(superblock, flags=superblock.flags & ~FLAG_NEEDS_CHECK)
-            do_now(write_and_flush(Immediate(device), [(0, cleared.build(SUPERBLOCK_LOCATION))]))
-    finally:
-        device.close()
+            device.write(0, cleared.build(SUPERBLOCK_LOCATION))
+            device.flush()
 
 
 # -- dump and ls
 
 
-def dump(arguments: Sequence[str]) -> int:
-    parser = _parser("dump", "A pool's metadata as text.")
-    parser.add_argument("-f", "--format", choices=tuple(FORMATS), default="xml")
-    parser.add_argument("-o", dest="output", metavar="FILE", type=Path, help="instead of standard output")
+def dump(arguments: Sequence[str], program: str = "thinfs dump") -> int:
+    parser = Parser(program, "A pool's metadata as text.")
+    formats = ", ".join(FORMATS)
+    parser.add_argument(
+        "-f",
+        "--format",
+        default="xml",
+        help=f"{formats}, or custom=FILE: Python, its `pieces(pool)` gives bytes",
+    )
+    parser.add_argument("-o", "--output", dest="output", metavar="FILE", type=Path, help="instead of standard output")
     parser.add_argument(
         "-m", "--metadata-snap", metavar="[=BLOCK]", help="the metadata snapshot: -m, -mBLOCK or --metadata-snap=BLOCK"
     )
-    parser.add_argument("--dev-id", type=int, metavar="ID", help="one device only")
+    parser.add_argument("--dev-id", type=natural, action="append", metavar="ID", help="one device only, or some")
     parser.add_argument("--skip-mappings", action="store_true", help="devices without their mappings")
-    _metadata_argument(parser)
-    # The block is optional and never a word of its own, which argparse does not know.
-    words = ["--metadata-snap=held" if word in ("-m", "--metadata-snap") else word for word in arguments]
-    options = parser.parse_args(words)
-    return _run("dump", lambda: _dump(options))
+    parser.add_argument("-r", "--repair", action="store_true", help="what can be read, of the best roots there are")
+    parser.add_argument("-q", "--quiet", action="store_true", help="nothing on standard error but why it failed")
+    override_arguments(parser)
+    metadata_argument(parser)
+    options = parser.parse_args(with_block(arguments))
+    return run(program, lambda: _dump(options, program))
 
 
-def _dump(options: argparse.Namespace) -> int:
-    block = options.metadata_snap
-    if block not in (None, "held") and not block.isdecimal():
-        raise InvalidArgument(f"--metadata-snap={block}: not a block number")
-    with _metadata(options.metadata, in_use_allowed=block is not None) as device:
-        trees = _trees(device, block is not None, int(block) if block and block != "held" else None)
-        only = None if options.dev_id is None else (options.dev_id,)
-        pool = dump_of(trees, dev_ids=only, mappings=not options.skip_mappings)
-        _write(options.output, FORMATS[options.format](pool))
+def override_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--transaction-id", type=natural, metavar="NUMBER", help="instead of what is there")
+    parser.add_argument("--data-block-size", type=natural, metavar="SECTORS", help="instead of what is there")
+    parser.add_argument("--nr-data-blocks", type=natural, metavar="NUMBER", help="instead of what is there")
+
+
+def overrides_of(options: argparse.Namespace) -> Overrides:
+    return Overrides(
+        trans_id=options.transaction_id,
+        data_block_size=options.data_block_size,
+        nr_data_blocks=options.nr_data_blocks,
+    )
+
+
+def _format(name: str) -> Callable[[PoolDump], Pieces]:
+    if name.startswith("custom="):
+        path = name.removeprefix("custom=")
+        try:
+            pieces = runpy.run_path(path).get("pieces")
+        except OSError as error:
+            raise from_oserror(error, f"--format {name}") from None
+        except Exception as error:  # whatever a file of others raises
+            raise InvalidArgument(f"--format {name}: {type(error).__name__}: {error}") from None
+        if not callable(pieces):
+            raise InvalidArgument(f"--format {name}: no function `pieces` in it")
+        return cast("Callable[[PoolDump], Pieces]", pieces)
+    if name not in FORMATS:
+        raise InvalidArgument(f"unknown format {name!r}; there are {', '.join(FORMATS)} and custom=FILE")
+    return FORMATS[name]
+
+
+def _dump(options: argparse.Namespace, program: str) -> int:
+    pieces = _format(options.format)
+    snapshot, mappings = options.metadata_snap, not options.skip_mappings
+    if options.repair and (snapshot or options.dev_id):
+        raise InvalidArgument("--repair: of the whole pool, neither with --metadata-snap nor with --dev-id")
+    overrides = overrides_of(options)
+    with reading(options.metadata, program, in_use_allowed=bool(snapshot), passes=2 if options.repair else 1) as device:
+        if options.repair:
+            rescued = rescue(device, overrides)
+            write_out(options.output, pieces(dump_of_rescued(rescued, mappings=mappings)))
+            if not options.quiet:
+                for line in rescued.lines():
+                    print(f"{program}: {line}", file=sys.stderr)
+            return 0
+        pool = dump_of(trees_of(device, snapshot), dev_ids=options.dev_id, mappings=mappings)
+        write_out(options.output, pieces(PoolDump(overrides.of(pool.header), pool.thins)))
     return 0
 
 
-def _write(path: Path | None, pieces: Iterable[bytes]) -> None:
-    if path is None:
-        sys.stdout.flush()
-        sys.stdout.buffer.writelines(pieces)
-        sys.stdout.buffer.flush()
-        return
-    try:
-        with path.open("wb") as file:
-            file.writelines(pieces)
-    except OSError as error:
-        raise from_oserror(error, str(path)) from None
-
-
-def ls(arguments: Sequence[str]) -> int:
-    parser = _parser("ls", "The thins of a pool, a line each.")
+def ls(arguments: Sequence[str], program: str = "thinfs ls") -> int:
+    parser = Parser(program, "The thins of a pool, a line each.")
     parser.add_argument("-o", "--format", metavar="FIELDS", default=",".join(DEFAULT_FIELDS), help=",".join(FIELDS))
     parser.add_argument("--no-headers", action="store_true")
     parser.add_argument("-m", "--metadata-snap", action="store_true", help="of the metadata snapshot")
-    _metadata_argument(parser)
+    metadata_argument(parser)
     options = parser.parse_args(arguments)
-    return _run("ls", lambda: _ls(options))
+    return run(program, lambda: _ls(options, program))
 
 
-def _ls(options: argparse.Namespace) -> int:
-    with _metadata(options.metadata, in_use_allowed=options.metadata_snap) as device:
-        trees = _trees(device, options.metadata_snap)
-        _write(None, map(str.encode, listing_lines(trees, options.format.split(","), headers=not options.no_headers)))
+def _ls(options: argparse.Namespace, program: str) -> int:
+    with reading(options.metadata, program, in_use_allowed=options.metadata_snap, passes=3) as device:
+        trees = trees_of(device, options.metadata_snap)
+        write_out(
+            None, map(str.encode, listing_lines(trees, options.format.split(","), headers=not options.no_headers))
+        )
     return 0
 
 
-def map_blocks(arguments: Sequence[str]) -> int:
-    parser = _parser("map", "Which thins map which data blocks, and what nobody maps.")
+def map_blocks(arguments: Sequence[str], program: str = "thinfs map") -> int:
+    parser = Parser(program, "Which thins map which data blocks, and what nobody maps.")
     parser.add_argument("-m", "--metadata-snap", action="store_true", help="of the metadata snapshot")
-    _metadata_argument(parser)
+    metadata_argument(parser)
     options = parser.parse_args(arguments)
-    return _run("map", lambda: _map(options))
+    return run(program, lambda: _map(options, program))
 
 
-def _map(options: argparse.Namespace) -> int:
-    with _metadata(options.metadata, in_use_allowed=options.metadata_snap) as device:
-        _write(None, map(str.encode, map_lines(_trees(device, options.metadata_snap))))
+def _map(options: argparse.Namespace, program: str) -> int:
+    with reading(options.metadata, program, in_use_allowed=options.metadata_snap) as device:
+        write_out(None, map(str.encode, map_lines(trees_of(device, options.metadata_snap))))
     return 0
 
 
 # -- metadata-size
 
 
-def metadata_size(arguments: Sequence[str]) -> int:
+def metadata_size(arguments: Sequence[str], program: str = "thinfs metadata-size") -> int:
     units = "".join(UNITS)
-    parser = _parser("metadata-size", f"How large a pool's metadata device must be. SIZE: a number and one of {units}.")
+    parser = Parser(program, f"How large a pool's metadata device must be. SIZE: a number and one of {units}.")
     parser.add_argument("-b", "--block-size", metavar="SIZE", default="0")
     parser.add_argument("-s", "--pool-size", metavar="SIZE", default="0")
     parser.add_argument("-m", "--max-thins", metavar="NUMBER", default="0")
@@ -225,10 +265,10 @@ def metadata_size(arguments: Sequence[str]) -> int:
     kinds = ("short", "long", "alone")
     parser.add_argument("-n", "--numeric-only", nargs="?", choices=kinds, const="alone", help="with its unit or alone")
     options = parser.parse_args(arguments)
-    return _run("metadata-size", lambda: _metadata_size(options))
+    return run(program, lambda: _metadata_size(options, program))
 
 
-def _metadata_size(options: argparse.Namespace) -> int:
+def _metadata_size(options: argparse.Namespace, program: str) -> int:
     unit = UNITS.get(options.unit)
     if unit is None:
         raise InvalidArgument("output unit specifier invalid!")
@@ -241,7 +281,7 @@ def _metadata_size(options: argparse.Namespace) -> int:
         print(amount + {"alone": "", "short": unit.letter, "long": unit.name}[options.numeric_only])
     else:
         print(
-            f"thinfs metadata-size - {amount} {unit.name} estimated metadata area size for "
+            f"{program} - {amount} {unit.name} estimated metadata area size for "
             f'"--block-size={said_block_size} --pool-size={said_pool_size} --max-thins={options.max_thins}"'
         )
     return 0

@@ -17,6 +17,7 @@ _DEVICE_WORDS: Mapping[str, Sequence[int]] = {
     "thin-pool": (3, 4),
     "thin": (3, 5),
     "linear": (3,),
+    "thin-rescue": (3, 4),
 }
 
 

@@ -67,6 +67,7 @@ class DockerDirectory:
     """Filled by `read_docker_directory`; `layers` are device hash -> the images' names for it, the topmost first."""
 
     path: Path
+    pool_files: tuple[Path, Path] | None = None  # metadata and data, where they are not the directory's (direct-lvm)
     devices: dict[str, DeviceRecord] = field(default_factory=dict)
     transaction: Transaction | None = None
     next_device_id: int | None = None
@@ -82,20 +83,24 @@ class DockerDirectory:
 
     @property
     def metadata_file(self) -> Path:
-        return self.path / "devicemapper/devicemapper/metadata"
+        return self.pool_files[0] if self.pool_files else self.path / "devicemapper/devicemapper/metadata"
 
     @property
     def data_file(self) -> Path:
-        return self.path / "devicemapper/devicemapper/data"
+        return self.pool_files[1] if self.pool_files else self.path / "devicemapper/devicemapper/data"
 
     def check_pool_files(self, *, metadata_only: bool = False) -> None:
         """InvalidArgument where one of them is no regular file of this directory: a link in its place leads to a file
         of somebody who has not given it to Docker."""
         for path in (self.metadata_file,) if metadata_only else (self.metadata_file, self.data_file):
             try:
-                os.close(open_inside(self.path, path))
+                os.close(self.open_pool_file(path))
             except OSError as error:
                 raise InvalidArgument(f"{path}: {error.strerror}") from None
+
+    def open_pool_file(self, path: Path) -> int:
+        """A descriptor, to read; OSError. What the caller has named himself may be anything that can be opened."""
+        return os.open(path, os.O_RDONLY | os.O_CLOEXEC) if self.pool_files else open_inside(self.path, path)
 
     def unread_records(self) -> list[str]:
         """Names of those that are there and cannot be read."""
@@ -144,9 +149,9 @@ class DockerDirectory:
         return None
 
 
-def read_docker_directory(path: Path) -> DockerDirectory:
-    docker = DockerDirectory(path)
-    if not docker.metadata_file.parent.is_dir() and not docker.records.is_dir():
+def read_docker_directory(path: Path, pool_files: tuple[Path, Path] | None = None) -> DockerDirectory:
+    docker = DockerDirectory(path, pool_files)
+    if not (path / "devicemapper/devicemapper").is_dir() and not docker.records.is_dir():
         raise BackingMissing(f"{path}: not Docker's directory: no devicemapper/metadata")
     _read_devices(docker)
     _read_containers(docker)

@@ -12,7 +12,6 @@ from enum import StrEnum
 
 from thinfs.blockdev import FileDevice
 from thinfs.docker.directory import BASE, INIT_SUFFIX, Container, DeviceRecord, DockerDirectory, Transaction
-from thinfs.docker.reading import open_inside
 from thinfs.docker.snapshot import Snapshot, read_snapshots
 from thinfs.docker.use import user_of
 from thinfs.errors import InvalidArgument, ThinfsError
@@ -192,9 +191,9 @@ def _problems(
 
 def _data_problem(docker: DockerDirectory, superblock: Superblock) -> str | None:
     wanted = superblock.data_space_map_root.nr_blocks * sectors_to_bytes(superblock.data_block_size)
-    name = docker.data_file.relative_to(docker.path)
+    name = docker.data_file if docker.pool_files else docker.data_file.relative_to(docker.path)
     try:
-        descriptor = open_inside(docker.path, docker.data_file)
+        descriptor = docker.open_pool_file(docker.data_file)
     except OSError as error:
         return f"{name}: {error.strerror}"
     with open(descriptor, "rb") as file:

@@ -7,13 +7,13 @@ leaving the `with` commits. One thread at a time. Stable: names and meanings her
 
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from types import TracebackType
 from typing import Final, Self
 
 from thinfs.bio import Bio, Op
-from thinfs.blockdev import Buffer, FileDevice
+from thinfs.blockdev import BlockDevice, Buffer, FileDevice
 from thinfs.dm.message import split_message
 from thinfs.dm.status import PoolStatus
 from thinfs.dm.table import Feature
@@ -45,6 +45,33 @@ def open_pool(
     large as the data file. Raises BackingMissing, AccessDenied, Busy (another process has it), InvalidArgument (sizes),
     BadMetadata (damage). `read_only` refuses every change and formats nothing.
     """
+    with ExitStack() as stack:
+        metadata_device = FileDevice(os.fspath(metadata))
+        stack.callback(metadata_device.close)
+        data_device = FileDevice(os.fspath(data))
+        stack.callback(data_device.close)
+        pool = open_pool_on(
+            metadata_device,
+            data_device,
+            block_bytes=block_bytes,
+            zero_new_blocks=zero_new_blocks,
+            discard_passdown=discard_passdown,
+            read_only=read_only,
+        )
+        pool.at_close(stack.pop_all().close)
+        return pool
+
+
+def open_pool_on(
+    metadata: BlockDevice,
+    data: BlockDevice,
+    *,
+    block_bytes: int = DEFAULT_BLOCK_BYTES,
+    zero_new_blocks: bool = True,
+    discard_passdown: bool = True,
+    read_only: bool = False,
+) -> "Pool":
+    """`open_pool` over devices of the caller's, which stay his."""
     sectors, rest = divmod(block_bytes, SECTOR_BYTES)
     in_range = DATA_BLOCK_MIN_SECTORS <= sectors <= DATA_BLOCK_MAX_SECTORS
     if rest or not in_range or sectors % DATA_BLOCK_MULTIPLE_SECTORS:
@@ -56,28 +83,23 @@ def open_pool(
         features.add(Feature.NO_DISCARD_PASSDOWN)
     if read_only:
         features.add(Feature.READ_ONLY)
-    with ExitStack() as stack:
-        metadata_device = FileDevice(os.fspath(metadata))
-        stack.callback(metadata_device.close)
-        data_device = FileDevice(os.fspath(data))
-        stack.callback(data_device.close)
-        nr_data_blocks = data_device.size_bytes // block_bytes
-        if not nr_data_blocks:
-            raise InvalidArgument(f"{data_device.path}: {data_device.size_bytes} bytes, not one data block")
-        opened = PoolMetadata.open(metadata_device, sectors, format_allowed=not read_only, data=data_device)
-        engine = Engine(opened, metadata_device, data_device, clock=time.monotonic)
-        drive(engine.preresume(PoolSettings(frozenset(features), 0, nr_data_blocks)))
-        drive(engine.resume())
-        return Pool(engine, block_bytes, stack.pop_all())
+    nr_data_blocks = data.size_bytes // block_bytes
+    if not nr_data_blocks:
+        raise InvalidArgument(f"{data.label}: {data.size_bytes} bytes, not one data block")
+    opened = PoolMetadata.open(metadata, sectors, format_allowed=not read_only, data=data)
+    engine = Engine(opened, metadata, data, clock=time.monotonic)
+    drive(engine.preresume(PoolSettings(frozenset(features), 0, nr_data_blocks)))
+    drive(engine.resume())
+    return Pool(engine, block_bytes)
 
 
 class Pool:
     """An open pool; a context manager. Thins are named by their device id, 0 to 2^24 - 1, as in dm-thin's messages."""
 
-    def __init__(self, engine: Engine, block_bytes: int, files: ExitStack) -> None:
+    def __init__(self, engine: Engine, block_bytes: int) -> None:
         self.block_bytes = block_bytes
         self._engine = engine
-        self._files = files
+        self._files = ExitStack()
         self._volumes: list[Volume] = []
         self._closed = False
 
@@ -100,6 +122,10 @@ class Pool:
         finally:
             self._closed = True
             self._files.close()
+
+    def at_close(self, call: Callable[[], None]) -> None:
+        """Called when the pool is closed, the last first."""
+        self._files.callback(call)
 
     def _message(self, text: str) -> None:
         self._check_open()

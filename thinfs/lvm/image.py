@@ -8,6 +8,7 @@ and for the owner (or root) any process at all (a read lease is refused then: fc
 import errno
 import fcntl
 import os
+import signal
 import stat
 import struct
 from collections.abc import Iterator
@@ -145,10 +146,16 @@ class DiskImage:
         return None
 
     def _lease(self) -> str | None:
+        """Whoever opens it for writing while we have the lease makes the kernel send SIGIO, which would end us."""
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGIO})
         try:
             fcntl.fcntl(self._fd, fcntl.F_SETLEASE, fcntl.F_RDLCK)
             fcntl.fcntl(self._fd, fcntl.F_SETLEASE, fcntl.F_UNLCK)
         except OSError as error:
             if error.errno == errno.EAGAIN:
                 return "a process that has it open for writing"
+        finally:
+            while signal.sigtimedwait({signal.SIGIO}, 0) is not None:
+                pass
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
         return None

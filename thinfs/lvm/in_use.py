@@ -7,10 +7,13 @@ cannot know (a process of somebody else) is not found. Source: docs/reference/lv
 from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
+from typing import Final
 
 from thinfs.errors import Busy
 from thinfs.lvm.disks import Group
 from thinfs.lvm.image import DiskImage
+
+SYS_BLOCK: Final = Path("/sys/block")
 
 
 def users(images: Iterable[DiskImage], groups: Iterable[Group]) -> list[str]:
@@ -36,7 +39,7 @@ def refuse_in_use(images: Iterable[DiskImage], groups: Iterable[Group]) -> None:
 def _active_uuids() -> dict[str, str]:
     """VG UUID -> a device of device-mapper's that is of it: their UUIDs are LVM- and the group's, then the volume's."""
     found: dict[str, str] = {}
-    for path in Path("/sys/block").glob("dm-*/dm/uuid"):
+    for path in SYS_BLOCK.glob("dm-*/dm/uuid"):
         with suppress(OSError):
             uuid = path.read_text().strip()
             if uuid.startswith("LVM-"):

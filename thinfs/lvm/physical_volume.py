@@ -80,8 +80,9 @@ def _header(data: bytes, sector: int, what: str) -> Any:
     header = structures.parse(structures.PV_HEADER, data[label.header_offset :], what)
     if not (header.uuid.isascii() and header.uuid.decode("ascii").isalnum()):
         raise BadMetadata(f"{what}: {header.uuid!r} is not a UUID")
-    if len(header.data_areas) > 2:
-        raise BadMetadata(f"{what}: {len(header.data_areas) - 1} data areas")
+    for kind, areas, most in (("data", header.data_areas, 1), ("metadata", header.metadata_areas, 2)):
+        if len(areas) - 1 > most:
+            raise BadMetadata(f"{what}: {len(areas) - 1} {kind} areas")
     return header
 
 

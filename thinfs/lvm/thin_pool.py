@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from thinfs.errors import BadMetadata, Busy, NoSuchThin, NotSupported, ThinfsError, prefixed
 from thinfs.lvm.reading import Readable, ReadOnlyBlockDevice
-from thinfs.lvm.thin_volume import Nodes, ThinVolume
+from thinfs.lvm.thin_volume import Nodes, Seen, ThinVolume
 from thinfs.lvm.volume_group import Pool, Thin
 from thinfs.ondisk.superblock import FLAG_NEEDS_CHECK, METADATA_VERSION, Superblock
 from thinfs.ondisk.thin import DeviceDetails
@@ -31,7 +31,7 @@ class ThinPool:
     details: dict[int, DeviceDetails]
     nodes: Nodes
     doubts: list[str]
-    verified: set[int]  # metadata blocks
+    verified: Seen
 
     @property
     def block_bytes(self) -> int:
@@ -68,14 +68,16 @@ class ThinPool:
         return ThinVolume(name, size_bytes, self.nodes, root, self.data, self.block_bytes, self.nr_data_blocks, origin)
 
 
-def open_pool(name: str, text: Pool, metadata: Readable, data: Readable) -> ThinPool:
-    """BadMetadata, Busy or NotSupported with one line that begins with the pool's name."""
+def open_pool(name: str, text: Pool, metadata: Readable, data: Readable, *, has_volumes: bool) -> ThinPool:
+    """BadMetadata, Busy or NotSupported with one line that begins with the pool's name. A pool without a volume in the
+    text, at transaction 0 there, is somebody else's who makes its devices himself (Docker's direct-lvm)."""
     try:
         trees = PoolTrees.open(ReadOnlyBlockDevice(metadata, metadata.label))
         superblock = trees.superblock
         _check_features(superblock)
         _check_sizes(text, superblock, metadata, data)
-        _check_transaction(text, superblock)
+        if has_volumes or text.transaction_id or text.has_messages:
+            _check_transaction(text, superblock)
         roots, details = trees.roots(), trees.details()
     except ThinfsError as error:
         raise prefixed(f"pool {name}", error) from None
@@ -86,7 +88,7 @@ def open_pool(name: str, text: Pool, metadata: Readable, data: Readable) -> Thin
         doubts.append(f"pool {name}: features {superblock.compat_ro_flags:#x} that must not be written to")
     if text.has_messages:
         doubts.append(f"pool {name}: a message is pending: LVM was interrupted, and has to finish it")
-    return ThinPool(name, text, metadata, data, superblock, roots, details, Nodes(trees), doubts, set())
+    return ThinPool(name, text, metadata, data, superblock, roots, details, Nodes(trees), doubts, {})
 
 
 def _check_features(superblock: Superblock) -> None:

@@ -8,7 +8,7 @@ Source: docs/reference/format.md, 3 and 4.
 from bisect import bisect_left, bisect_right
 from collections import OrderedDict
 from collections.abc import Iterator
-from typing import Final
+from typing import Final, TypeAlias
 
 from thinfs.errors import BadMetadata
 from thinfs.lvm.reading import Readable, check_range
@@ -40,6 +40,9 @@ class Nodes:
         else:
             self._kept.move_to_end(block_nr)
         return node
+
+
+Seen: TypeAlias = dict[int, tuple[int, int]]  # nodes that were read: their first and last keys
 
 
 class ThinVolume:
@@ -82,12 +85,16 @@ class ThinVolume:
             elif self._origin is not None and first < self._origin.size_bytes:
                 yield from self._origin.data_ranges(first, min(last, self._origin.size_bytes))
 
-    def verify(self, seen: set[int]) -> None:
+    def verify(self, seen: "Seen") -> None:
         """Read the whole tree, but for the nodes in `seen`, of other volumes; BadMetadata for what is wrong in it."""
         self._verify(self._root, 1, 0, NO_BOUND, seen)
 
-    def _verify(self, block_nr: int, depth: int, low: int, last: int, seen: set[int]) -> None:
+    def _verify(self, block_nr: int, depth: int, low: int, last: int, seen: "Seen") -> None:
         if block_nr in seen:
+            # a node that is met twice in one tree is within the bounds of one place alone
+            first_key, last_key = seen[block_nr]
+            if first_key < low or last_key > last:
+                raise BadMetadata(f"metadata block {block_nr}: keys {first_key}..{last_key} outside {low}..{last}")
             return
         node = self._nodes.node(block_nr)
         check_node(node, block_nr, _MAPPING_BYTES, low, last)
@@ -97,7 +104,7 @@ class ThinVolume:
         else:
             for child, child_low, child_last in children(node, block_nr, depth, last):
                 self._verify(child, depth + 1, child_low, child_last, seen)
-        seen.add(block_nr)
+        seen[block_nr] = (node.keys[0], node.keys[node.nr_entries - 1]) if node.nr_entries else (NO_BOUND, 0)
 
     def _pieces(self, begin: int, end: int) -> Iterator[tuple[int, int, int | None]]:
         """(first, last, offset on the data device or None where nothing is mapped): ascending, without gaps."""

@@ -207,6 +207,8 @@ class Volumes:
                 raise BadMetadata(
                     f"pool {owner.label}: of {owner.size_bytes} bytes on {parts[1].label}, {parts[1].size_bytes}"
                 )
-            return open_pool(owner.label, text, *parts)
+            thins = [lv.thin for lv in owner.group.vg.lvs.values() if lv.thin is not None]
+            has_volumes = any(thin.pool == owner.lv.name for thin in thins)
+            return open_pool(owner.label, text, *parts, has_volumes=has_volumes)
         except ThinfsError as error:
             return error

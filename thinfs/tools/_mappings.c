@@ -168,7 +168,7 @@ static PyObject *count_runs(PyObject *module, PyObject *args)
     for (Py_ssize_t i = 0; runs != NULL && i < nr_runs; i++) {
         uint8_t *counts = out.buf;
         uint64_t begin = runs[i].data_begin, nr_blocks = out.len;
-        if (i + AHEAD < nr_runs) /* random places in an array that no cache holds: half of the time would go in waiting */
+        if (i + AHEAD < nr_runs) 
             __builtin_prefetch(counts + (runs[i + AHEAD].data_begin < nr_blocks ? runs[i + AHEAD].data_begin : 0), 1);
         if (begin > nr_blocks || runs[i].length > nr_blocks - begin) {
             refused = i;
@@ -189,6 +189,40 @@ static PyObject *count_runs(PyObject *module, PyObject *args)
     PyBuffer_Release(&in);
     PyBuffer_Release(&out);
     return runs == NULL ? NULL : PyLong_FromSsize_t(refused);
+}
+
+static PyObject *count_leaf(PyObject *module, PyObject *args)
+{
+    Py_buffer block, out;
+    const uint8_t *keys, *values;
+    Py_ssize_t nr, refused = -1;
+    PyObject *many;
+    int failed;
+    if (!PyArg_ParseTuple(args, "y*w*O!", &block, &out, &PyDict_Type, &many))
+        return NULL;
+    nr = entries_of(&block, &keys, &values);
+    failed = nr < 0;
+    for (Py_ssize_t i = 0; !failed && i < nr; i++) {
+        uint8_t *counts = out.buf;
+        uint64_t data_block = le64(values + 8 * i) >> TIME_BITS, nr_blocks = out.len;
+        if (i + AHEAD < nr) { /* random places in an array that no cache holds: else most of the time goes in waiting */
+            uint64_t later = le64(values + 8 * (i + AHEAD)) >> TIME_BITS;
+            __builtin_prefetch(counts + (later < nr_blocks ? later : 0), 1);
+        }
+        if (data_block >= nr_blocks) {
+            refused = i;
+            break;
+        }
+        if (counts[data_block] < MANY - 1)
+            counts[data_block]++;
+        else {
+            counts[data_block] = MANY;
+            failed = count_many(many, data_block) < 0;
+        }
+    }
+    PyBuffer_Release(&block);
+    PyBuffer_Release(&out);
+    return failed ? NULL : PyLong_FromSsize_t(refused);
 }
 
 static PyObject *nr_with_count(PyObject *module, PyObject *args)
@@ -232,6 +266,62 @@ static PyObject *pack_counts(PyObject *module, PyObject *args)
     }
     PyBuffer_Release(&in);
     return packed;
+}
+
+/* What of the runs lies on data blocks begin..end, as bytes of runs. */
+static PyObject *clip_runs(PyObject *module, PyObject *args)
+{
+    Py_buffer in;
+    Py_ssize_t nr_runs, nr = 0;
+    unsigned long long begin, end;
+    PyObject *clipped = NULL;
+    run_t *runs;
+    if (!PyArg_ParseTuple(args, "y*nKK", &in, &nr_runs, &begin, &end))
+        return NULL;
+    runs = runs_of(&in, nr_runs);
+    if (runs != NULL)
+        clipped = PyBytes_FromStringAndSize(NULL, nr_runs * sizeof(run_t));
+    if (clipped != NULL) {
+        run_t *out = (run_t *)PyBytes_AS_STRING(clipped);
+        for (Py_ssize_t i = 0; i < nr_runs; i++) {
+            uint64_t first = runs[i].data_begin, after = first + runs[i].length;
+            if (first < begin)
+                first = begin;
+            if (after > end)
+                after = end;
+            if (first < after)
+                out[nr++] = (run_t){runs[i].thin_begin + (first - runs[i].data_begin), first, after - first, runs[i].time};
+        }
+        _PyBytes_Resize(&clipped, nr * sizeof(run_t));
+    }
+    PyBuffer_Release(&in);
+    return clipped;
+}
+
+/* How many runs begin in each slot of `width` data blocks from `begin` on, added to an array of u64. */
+static PyObject *histogram(PyObject *module, PyObject *args)
+{
+    Py_buffer in, out;
+    Py_ssize_t nr_runs;
+    unsigned long long begin, width;
+    run_t *runs;
+    if (!PyArg_ParseTuple(args, "y*nKKw*", &in, &nr_runs, &begin, &width, &out))
+        return NULL;
+    runs = runs_of(&in, nr_runs);
+    if (width == 0) {
+        PyErr_SetString(PyExc_ValueError, "slots without width");
+        runs = NULL;
+    }
+    for (Py_ssize_t i = 0; runs != NULL && i < nr_runs; i++) {
+        uint64_t *slots = out.buf, nr_slots = out.len / 8;
+        if (runs[i].data_begin >= begin && (runs[i].data_begin - begin) / width < nr_slots)
+            slots[(runs[i].data_begin - begin) / width]++;
+    }
+    PyBuffer_Release(&in);
+    PyBuffer_Release(&out);
+    if (runs == NULL)
+        return NULL;
+    Py_RETURN_NONE;
 }
 
 /* -- text */
@@ -340,15 +430,195 @@ static PyObject *human_readable(PyObject *module, PyObject *args)
     return text_of(args, put_human_readable);
 }
 
+/* -- and back */
+
+static PyObject *expand(PyObject *module, PyObject *args)
+{
+    Py_buffer in;
+    Py_ssize_t nr_runs, i;
+    unsigned long long offset, most, nr = 0, done = 0;
+    PyObject *keys = NULL, *values = NULL, *all = NULL;
+    run_t *runs;
+    if (!PyArg_ParseTuple(args, "y*nnKK", &in, &nr_runs, &i, &offset, &most))
+        return NULL;
+    runs = runs_of(&in, nr_runs);
+    if (runs != NULL && (i < 0 || i > nr_runs || (i < nr_runs && offset >= runs[i].length) || most > PY_SSIZE_T_MAX / 8)) {
+        PyErr_SetString(PyExc_ValueError, "begins past the end");
+        runs = NULL;
+    }
+    if (runs != NULL) {
+        for (Py_ssize_t k = i; k < nr_runs && nr < most; k++) {
+            uint64_t length = runs[k].length - (k == i ? offset : 0);
+            nr += length < most - nr ? length : most - nr;
+        }
+        keys = PyBytes_FromStringAndSize(NULL, 8 * nr);
+        values = PyBytes_FromStringAndSize(NULL, 8 * nr);
+    }
+    if (keys != NULL && values != NULL) {
+        uint64_t *key_at = (uint64_t *)PyBytes_AS_STRING(keys), *value_at = (uint64_t *)PyBytes_AS_STRING(values);
+        while (done < nr) {
+            for (; done < nr && offset < runs[i].length; offset++, done++) {
+                key_at[done] = runs[i].thin_begin + offset;
+                value_at[done] = (runs[i].data_begin + offset) << TIME_BITS | runs[i].time;
+            }
+            if (offset == runs[i].length)
+                offset = 0, i++;
+        }
+        all = Py_BuildValue("OOnK", keys, values, i, offset);
+    }
+    Py_XDECREF(keys);
+    Py_XDECREF(values);
+    PyBuffer_Release(&in);
+    return all;
+}
+
+static PyObject *first_wrong(PyObject *module, PyObject *args)
+{
+    Py_buffer in;
+    Py_ssize_t nr_runs, wrong = -1;
+    unsigned long long next;
+    run_t *runs;
+    if (!PyArg_ParseTuple(args, "y*nK", &in, &nr_runs, &next))
+        return NULL;
+    runs = runs_of(&in, nr_runs);
+    for (Py_ssize_t i = 0; runs != NULL && i < nr_runs; i++) {
+        const uint64_t most = (uint64_t)1 << (64 - TIME_BITS);
+        if (runs[i].thin_begin < next || runs[i].length == 0 || runs[i].length > UINT64_MAX - runs[i].thin_begin ||
+            runs[i].length > most || runs[i].data_begin > most - runs[i].length || runs[i].time >> TIME_BITS) {
+            wrong = i;
+            break;
+        }
+        next = runs[i].thin_begin + runs[i].length;
+    }
+    PyBuffer_Release(&in);
+    return runs == NULL ? NULL : PyLong_FromSsize_t(wrong);
+}
+
+typedef struct {
+    const char *at, *end;
+} text_t;
+
+static void skip_blanks(text_t *text)
+{
+    while (text->at < text->end && (*text->at == ' ' || *text->at == '\n' || *text->at == '\t' || *text->at == '\r'))
+        text->at++;
+}
+
+static int skip_word(text_t *text, const char *word, size_t length)
+{
+    if ((size_t)(text->end - text->at) < length || memcmp(text->at, word, length) != 0)
+        return 0;
+    text->at += length;
+    return 1;
+}
+
+#define SKIP(text, literal) skip_word(text, literal, sizeof literal - 1)
+
+/* `="123"`, whichever quotes. 0 if it is none or too large. */
+static int take_number(text_t *text, uint64_t *number)
+{
+    char quote;
+    const char *first;
+    if (text->end - text->at < 3 || *text->at++ != '=')
+        return 0;
+    quote = *text->at++;
+    if (quote != '"' && quote != '\'')
+        return 0;
+    first = text->at;
+    for (*number = 0; text->at < text->end && *text->at >= '0' && *text->at <= '9'; text->at++) {
+        unsigned digit = (unsigned)(*text->at - '0');
+        if (*number > (UINT64_MAX - digit) / 10)
+            return 0;
+        *number = *number * 10 + digit;
+    }
+    return text->at > first && text->at < text->end && *text->at++ == quote;
+}
+
+/* One whole element of a mapping, its attributes in any order. 0, and nothing taken, if it is not one. */
+static int take_mapping(text_t *text, run_t *run)
+{
+    enum { THIN = 1, DATA = 2, LENGTH = 4, TIME = 8 };
+    text_t at = *text;
+    int single, seen = 0;
+    if (SKIP(&at, "<single_mapping"))
+        single = 1;
+    else if (SKIP(&at, "<range_mapping"))
+        single = 0;
+    else
+        return 0;
+    run->length = 1;
+    for (;;) {
+        const char *before = at.at;
+        int which;
+        uint64_t *into;
+        skip_blanks(&at);
+        if (SKIP(&at, "/>"))
+            break;
+        if (at.at == before)
+            return 0;
+        if (single ? SKIP(&at, "origin_block") : SKIP(&at, "origin_begin"))
+            which = THIN, into = &run->thin_begin;
+        else if (single ? SKIP(&at, "data_block") : SKIP(&at, "data_begin"))
+            which = DATA, into = &run->data_begin;
+        else if (!single && SKIP(&at, "length"))
+            which = LENGTH, into = &run->length;
+        else if (SKIP(&at, "time"))
+            which = TIME, into = &run->time;
+        else
+            return 0;
+        if (seen & which || !take_number(&at, into))
+            return 0;
+        seen |= which;
+    }
+    if (seen != (single ? THIN | DATA | TIME : THIN | DATA | LENGTH | TIME))
+        return 0;
+    *text = at;
+    return 1;
+}
+
+static PyObject *parse_mappings(PyObject *module, PyObject *args)
+{
+    Py_buffer in, out;
+    Py_ssize_t begin, nr_runs, room;
+    run_t *runs;
+    if (!PyArg_ParseTuple(args, "y*nw*n", &in, &begin, &out, &nr_runs))
+        return NULL;
+    runs = runs_of(&out, nr_runs);
+    room = out.len / (Py_ssize_t)sizeof(run_t);
+    if (runs != NULL && (begin < 0 || begin > in.len)) {
+        PyErr_SetString(PyExc_ValueError, "begins past the end");
+        runs = NULL;
+    }
+    if (runs != NULL) {
+        text_t text = {(const char *)in.buf + begin, (const char *)in.buf + in.len};
+        for (;;) {
+            skip_blanks(&text);
+            if (nr_runs == room || !take_mapping(&text, runs + nr_runs))
+                break;
+            nr_runs++;
+        }
+        begin = text.at - (const char *)in.buf;
+    }
+    PyBuffer_Release(&in);
+    PyBuffer_Release(&out);
+    return runs == NULL ? NULL : Py_BuildValue("nn", begin, nr_runs);
+}
+
 static PyMethodDef METHODS[] = {
     {"keys_ascend", keys_ascend, METH_VARARGS, NULL},
     {"entries", entries, METH_VARARGS, NULL},
     {"append_runs", append_runs, METH_VARARGS, NULL},
     {"count_runs", count_runs, METH_VARARGS, NULL},
+    {"count_leaf", count_leaf, METH_VARARGS, NULL},
     {"nr_with_count", nr_with_count, METH_VARARGS, NULL},
     {"pack_counts", pack_counts, METH_VARARGS, NULL},
+    {"clip_runs", clip_runs, METH_VARARGS, NULL},
+    {"histogram", histogram, METH_VARARGS, NULL},
     {"xml", xml, METH_VARARGS, NULL},
     {"human_readable", human_readable, METH_VARARGS, NULL},
+    {"expand", expand, METH_VARARGS, NULL},
+    {"first_wrong", first_wrong, METH_VARARGS, NULL},
+    {"parse_mappings", parse_mappings, METH_VARARGS, NULL},
     {NULL, NULL, 0, NULL},
 };
 

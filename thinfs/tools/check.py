@@ -7,7 +7,7 @@ not damage (`leaks`). Never writes. Source: docs/reference/format.md, 2 to 5, 9.
 
 from array import array
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Final
 
 from thinfs.blockdev import BlockDevice, Buffer
@@ -26,7 +26,6 @@ from thinfs.tools.ref_counts import (
     read_data_map,
     read_metadata_map,
 )
-from thinfs.tools.runs import MAX_LEAF_ENTRIES, RUN_WORDS, RunBatch
 from thinfs.tools.walk import PoolTrees
 from thinfs.units import MAX_DEV_ID, METADATA_BLOCK_BYTES
 
@@ -64,12 +63,25 @@ def check_superblock(device: BlockDevice) -> Verdict:
     return verdict
 
 
-def check_pool(device: BlockDevice, *, mappings: bool = True, metadata_snapshot: bool = False) -> Verdict:
-    """Without `mappings` only the superblock and the trees of devices; of a metadata snapshot, only its trees."""
+def check_pool(
+    device: BlockDevice,
+    *,
+    mappings: bool = True,
+    metadata_snapshot: bool = False,
+    mapping_root: int | None = None,
+    details_root: int | None = None,
+) -> Verdict:
+    """Without `mappings` only the superblock and the trees of devices; of a metadata snapshot, only its trees; with
+    other roots than the superblock says, the same."""
     verdict = check_superblock(device)
     if verdict.damages or verdict.superblock is None:
         return verdict
-    trees = PoolTrees(device, verdict.superblock)
+    superblock = verdict.superblock
+    if mapping_root is not None:
+        superblock = replace(superblock, data_mapping_root=mapping_root)
+    if details_root is not None:
+        superblock = replace(superblock, device_details_root=details_root)
+    trees = PoolTrees(device, superblock)
     if metadata_snapshot:
         trees = trees.metadata_snapshot()
     walk = _Walk(trees, verdict.superblock.metadata_space_map_root.nr_blocks, verdict)
@@ -83,12 +95,26 @@ def check_pool(device: BlockDevice, *, mappings: bool = True, metadata_snapshot:
     return verdict
 
 
+def referenced(device: BlockDevice, superblock: Superblock) -> tuple[RefCounts, RefCounts, RefCounts]:
+    """Of sound metadata: the references of metadata blocks with the space maps' own and without, and of data blocks."""
+    trees = PoolTrees(device, superblock)
+    verdict = Verdict(superblock)
+    everything, trees_alone = (_Walk(trees, superblock.metadata_space_map_root.nr_blocks, verdict) for _ in range(2))
+    everything.read_space_maps()
+    for walk in (everything, trees_alone):
+        walk.devices(trees, mappings=True)
+        walk.held(trees)
+    if verdict.damages or everything.data is None:
+        raise BadMetadata(f"damaged: {verdict.damages[0]}")
+    return everything.metadata, trees_alone.metadata, everything.data
+
+
 class _Walk:
     def __init__(self, trees: PoolTrees, nr_metadata_blocks: int, verdict: Verdict) -> None:
         self._trees = trees
         self._verdict = verdict
-        self._metadata = RefCounts(nr_metadata_blocks)
-        self._data: RefCounts | None = None  # not known
+        self.metadata = RefCounts(nr_metadata_blocks)
+        self.data: RefCounts | None = None  # not known
         self._maps: list[StoredMap] = []
         self._kinds = bytearray(nr_metadata_blocks)  # of blocks that were met, as _KINDS
         # Below a node of the mapping trees: how many mappings, their lowest and their highest thin block.
@@ -96,7 +122,6 @@ class _Walk:
         self._lowest = array("Q", bytes(8 * nr_metadata_blocks))
         self._highest = array("Q", bytes(8 * nr_metadata_blocks))
         self._path: set[int] = set()
-        self._scratch = array("Q", bytes(8 * RUN_WORDS * MAX_LEAF_ENTRIES))
         self._refer(SUPERBLOCK_LOCATION, "the superblock")
 
     # -- trees
@@ -194,12 +219,10 @@ class _Walk:
     def _leaf(self, block: Buffer, block_nr: int) -> int:
         nr_entries, lowest, highest = _mappings.entries(block)
         self._nr_mappings[block_nr], self._lowest[block_nr], self._highest[block_nr] = nr_entries, lowest, highest
-        batch = RunBatch(self._scratch, _mappings.append_runs(block, self._scratch, 0))
-        if self._data is not None:
-            refused = self._data.inc_runs(batch)
+        if self.data is not None:
+            refused = self.data.inc_leaf(block)
             if refused is not None:
-                highest = refused.data_begin + refused.length - 1
-                self._damage(f"metadata block {block_nr}: maps data block {highest} of {self._data.nr_blocks}")
+                self._damage(f"metadata block {block_nr}: maps data block {refused[1]} of {self.data.nr_blocks}")
         return nr_entries
 
     def _internal(self, node: BtreeNode, block_nr: int, last: int, depth: int) -> int:
@@ -210,15 +233,15 @@ class _Walk:
         self._nr_mappings[block_nr] = nr
         self._lowest[block_nr] = node.keys[0]
         self._highest[block_nr] = max(
-            (self._highest[child] for child, _, _ in below if child < self._metadata.nr_blocks), default=0
+            (self._highest[child] for child, _, _ in below if child < self.metadata.nr_blocks), default=0
         )
         return nr
 
     def _refer(self, block_nr: int, kind: str) -> bool:
         """Whether it is for the first time."""
-        if not 0 <= block_nr < self._metadata.nr_blocks:
-            raise BadMetadata(f"metadata block {block_nr} of {self._metadata.nr_blocks}")
-        count = self._metadata.inc(block_nr)
+        if not 0 <= block_nr < self.metadata.nr_blocks:
+            raise BadMetadata(f"metadata block {block_nr} of {self.metadata.nr_blocks}")
+        count = self.metadata.inc(block_nr)
         if count == 1:
             self._kinds[block_nr] = _KINDS.index(kind)
             return True
@@ -248,13 +271,13 @@ class _Walk:
             if len(self._verdict.damages) == nr_damages:
                 self._maps.append(stored)
                 if name == "data":
-                    self._data = RefCounts(stored.root.nr_blocks)
+                    self.data = RefCounts(stored.root.nr_blocks)
 
     def compare_space_maps(self) -> None:
-        if self._data is None or len(self._maps) < 2 or self._verdict.damages:
+        if self.data is None or len(self._maps) < 2 or self._verdict.damages:
             return
         differences = Differences()
-        for stored, expected in zip(self._maps, (self._metadata, self._data), strict=True):
+        for stored, expected in zip(self._maps, (self.metadata, self.data), strict=True):
             compare(self._trees, stored, expected, differences)
         self._verdict.damages += differences.wrong
         self._verdict.leaks += differences.leaked

@@ -6,6 +6,7 @@ in little memory; a source raises where it finds damage, there and not before. N
 
 from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
+from typing import TypeAlias
 
 from thinfs.errors import BadMetadata
 from thinfs.ondisk.superblock import METADATA_VERSION
@@ -36,6 +37,24 @@ class ThinDump:
     def runs(self) -> Iterator[MappingRun]:
         for batch in self.batches:
             yield from batch
+
+
+@dataclass(frozen=True, slots=True)
+class SharedDump:
+    """Mappings that thins refer to by name, as dumps of 1.x have them."""
+
+    name: str
+    parts: Iterable["Part"]
+
+
+@dataclass(frozen=True, slots=True)
+class ThinParts:
+    dev_id: int
+    details: DeviceDetails
+    parts: Iterable["Part"]
+
+
+Part: TypeAlias = RunBatch | str  # or the name of what is shared
 
 
 @dataclass(frozen=True, slots=True)

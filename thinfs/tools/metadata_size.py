@@ -52,6 +52,7 @@ def parse_amount(text: str) -> tuple[int, str]:
 
 
 def metadata_bytes(data_block_bytes: int, pool_bytes: int, max_thins: int) -> int:
+    data_block_bytes, pool_bytes = (nr // SECTOR_BYTES * SECTOR_BYTES for nr in (data_block_bytes, pool_bytes))
     if data_block_bytes <= 0:
         raise InvalidArgument("block size required!")
     if pool_bytes <= 0:

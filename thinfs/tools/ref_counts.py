@@ -4,12 +4,14 @@ Promises: exact counts; runs are counted and whole bitmaps compared at C speed (
 beside). Everything that is wrong within a space map itself is a line too. Source: docs/reference/format.md, 5.
 """
 
+import mmap
 from array import array
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
-from thinfs.errors import BadMetadata
+from thinfs.blockdev import Buffer
+from thinfs.errors import BadMetadata, from_oserror
 from thinfs.ondisk.btree_node import BtreeNode
 from thinfs.ondisk.space_map import (
     INDEX_ENTRY_BYTES,
@@ -22,7 +24,7 @@ from thinfs.ondisk.space_map import (
 )
 from thinfs.tools import _mappings
 from thinfs.tools.nodes import read_block, read_blocks
-from thinfs.tools.runs import MappingRun, RunBatch
+from thinfs.tools.runs import MappingRun, RunBatch, leaf_mapping
 from thinfs.tools.walk import PoolTrees
 from thinfs.units import ENTRIES_PER_BITMAP, MAX_METADATA_BITMAPS, MAX_METADATA_BLOCKS, ceil_div
 
@@ -30,16 +32,22 @@ _MANY: Final = 254  # from here on the exact count is in `_many`: _mappings.c
 _SMALL: Final = bytes(min(count, OVERFLOW) for count in range(256))
 _COUNTS_OF_BYTE: Final = tuple(bytes(PAIR_TO_COUNT[byte >> shift & 3] for shift in (0, 2, 4, 6)) for byte in range(256))
 _REF_COUNT_BYTES: Final = 4
+_STEP: Final = 1 << 20
+_MAP_NORESERVE: Final = 0x4000  # Linux's; in Python from 3.12 on
 
 Leaves = Callable[[int, int], Iterator[BtreeNode]]  # (root, bytes of a value)
 
 
 class RefCounts:
-    """Of blocks 0 to `nr_blocks` - 1: a byte each, so `nr_blocks` must be known to be no mere claim."""
+    """Of blocks 0 to `nr_blocks` - 1: a byte each, of which only the pages that are counted in take memory."""
 
     def __init__(self, nr_blocks: int) -> None:
         self.nr_blocks = nr_blocks
-        self._counts = bytearray(nr_blocks)
+        private = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _MAP_NORESERVE
+        try:
+            self._counts = mmap.mmap(-1, nr_blocks, flags=private) if nr_blocks else bytearray()
+        except OSError as error:
+            raise from_oserror(error, f"counts of {nr_blocks} blocks") from None
         self._many: dict[int, int] = {}
 
     def inc(self, block: int) -> int:
@@ -51,6 +59,11 @@ class RefCounts:
         self._counts[block] = _MANY
         self._many[block] = count = self._many.get(block, _MANY - 1) + 1
         return count
+
+    def inc_leaf(self, block: Buffer) -> tuple[int, int] | None:
+        """Of the data blocks of a leaf; the first mapping (thin block, data block) past the end, where it stops."""
+        refused = _mappings.count_leaf(block, self._counts, self._many)
+        return None if refused < 0 else leaf_mapping(block, refused)
 
     def inc_runs(self, batch: RunBatch) -> MappingRun | None:
         """Of their data blocks; the first run that does not lie within the blocks, where it stops."""
@@ -64,9 +77,19 @@ class RefCounts:
         """Counts up to 3, which stands for all above."""
         return bytes(self._counts[begin:end].translate(_SMALL))
 
+    def overflow(self) -> Iterator[tuple[int, int]]:
+        """(block, count) of the counts that a bitmap has no room for."""
+        for begin in range(0, self.nr_blocks, ENTRIES_PER_BITMAP):
+            small = self.small(begin, begin + ENTRIES_PER_BITMAP)
+            at = small.find(OVERFLOW)
+            while at >= 0:
+                yield begin + at, self[begin + at]
+                at = small.find(OVERFLOW, at + 1)
+
     @property
     def nr_allocated(self) -> int:
-        return self.nr_blocks - self._counts.count(0)
+        steps = range(0, self.nr_blocks, _STEP)
+        return self.nr_blocks - sum(self._counts[begin : begin + _STEP].count(0) for begin in steps)
 
 
 @dataclass(slots=True)
@@ -92,6 +115,14 @@ class StoredMap:
         """Two bits for each count of bitmap `i`."""
         block_nr = self.entries[i].blocknr
         return bytes(Bitmap.parse(read_block(trees.device, block_nr), block_nr).entries)
+
+    def counts(self, trees: PoolTrees, i: int) -> bytes:
+        """A byte for each count of bitmap `i`, 3 for all above."""
+        return _expanded(self.bitmap(trees, i))
+
+
+def _expanded(bitmap: bytes) -> bytes:
+    return b"".join([_COUNTS_OF_BYTE[byte] for byte in bitmap])
 
 
 def read_metadata_map(trees: PoolTrees, leaves: Leaves) -> StoredMap:
@@ -155,7 +186,7 @@ def compare(trees: PoolTrees, stored: StoredMap, expected: RefCounts, found: Dif
         begin, end = i * ENTRIES_PER_BITMAP, min((i + 1) * ENTRIES_PER_BITMAP, nr_blocks)
         live, bitmap = expected.small(begin, end), stored.bitmap(trees, i)
         if bitmap != _mappings.pack_counts(live).ljust(len(bitmap), b"\0"):
-            counts = b"".join([_COUNTS_OF_BYTE[byte] for byte in bitmap])
+            counts = _expanded(bitmap)
             live = counts[: end - begin]
             if any(counts[end - begin :]):
                 found.wrong.append(f"{name} space map: counts past its end, in bitmap {i}")

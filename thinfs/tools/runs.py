@@ -12,6 +12,9 @@ from itertools import chain, islice
 from typing import Final, NamedTuple
 
 from thinfs.blockdev import Buffer
+from thinfs.ondisk.btree_node import BtreeNode
+from thinfs.ondisk.checksum import stored_block_nr
+from thinfs.ondisk.thin import unpack_mapping
 from thinfs.tools import _mappings
 
 RUN_WORDS: Final = 4
@@ -46,10 +49,22 @@ class RunBatch:
         return islice(map(MappingRun, words, words, words, words), self.nr_runs)
 
 
+def keys_of(batch: RunBatch) -> tuple[int, int]:
+    """The first thin block and the one behind the last, of a batch that is not empty."""
+    last = RUN_WORDS * (batch.nr_runs - 1)
+    return batch.words[0], batch.words[last] + batch.words[last + 2]
+
+
 def leaf_batch(leaf: Buffer) -> RunBatch:
     """The runs of one leaf, the whole block; BadMetadata is for those who read it: a ValueError where it is none."""
     words = array("Q", bytes(8 * RUN_WORDS * MAX_LEAF_ENTRIES))
     return RunBatch(words, _mappings.append_runs(leaf, words, 0))
+
+
+def leaf_mapping(leaf: Buffer, i: int) -> tuple[int, int]:
+    """Thin block and data block of entry `i`."""
+    node = BtreeNode.parse(leaf, stored_block_nr(leaf))
+    return node.keys[i], unpack_mapping(node.values[i])[0]
 
 
 def joined(leaves: Iterable[Buffer]) -> Iterator[RunBatch]:

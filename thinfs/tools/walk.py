@@ -84,23 +84,28 @@ class PoolTrees:
         for batch in self.batches(root):
             yield from batch
 
-    def batches(self, root: int) -> Iterator[RunBatch]:
-        return joined(block for _, block in self.mapping_leaves(root))
+    def batches(self, root: int, met: bytearray | None = None) -> Iterator[RunBatch]:
+        return joined(block for _, block in self.mapping_leaves(root, met))
 
-    def mapping_leaves(self, root: int) -> Iterator[tuple[int, Buffer]]:
-        """(number, whole block) of each leaf below `root`, in the order of their keys."""
-        yield from self._mapping_leaves((root,), ((0, NO_BOUND),), 1)
+    def mapping_leaves(self, root: int, met: bytearray | None = None) -> Iterator[tuple[int, Buffer]]:
+        """(number, whole block) of each leaf below `root`, in the order of their keys; without the nodes that are
+        marked in `met`, a byte for each metadata block, where each is marked then."""
+        yield from self._mapping_leaves((root,), ((0, NO_BOUND),), 1, met)
 
     def _mapping_leaves(
-        self, block_nrs: Sequence[int], bounds: Sequence[tuple[int, int]], depth: int
+        self, block_nrs: Sequence[int], bounds: Sequence[tuple[int, int]], depth: int, met: bytearray | None
     ) -> Iterator[tuple[int, Buffer]]:
         for block_nr, (low, last), block in zip(block_nrs, bounds, read_blocks(self.device, block_nrs), strict=True):
+            if met is not None:
+                if met[block_nr]:
+                    continue
+                met[block_nr] = 1
             if mapping_node_is_leaf(block, block_nr, low, last):
                 yield block_nr, block
                 continue
             below = children(BtreeNode.parse(block, block_nr), block_nr, depth, last)
             yield from self._mapping_leaves(
-                [child for child, _, _ in below], [(low, last) for _, low, last in below], depth + 1
+                [child for child, _, _ in below], [(low, last) for _, low, last in below], depth + 1, met
             )
 
 

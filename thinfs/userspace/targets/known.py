@@ -7,7 +7,7 @@ from typing import Final
 from thinfs.dm.backend import TargetVersion
 from thinfs.userspace.loading import Loading
 from thinfs.userspace.target import Target
-from thinfs.userspace.targets import error, linear, pool, refused, striped, thin, zero
+from thinfs.userspace.targets import error, linear, pool, refused, rescue, striped, thin, zero
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,3 +30,5 @@ TARGETS: Final[dict[str, TargetType]] = {  # in the order of kernel 6.1: the one
 }
 
 TARGET_VERSIONS: Final = tuple(TargetVersion(name, target.version) for name, target in TARGETS.items())
+
+TARGETS["thin-rescue"] = TargetType((1, 0, 0), rescue.load)  # ours: a kernel has it not, and does not list it

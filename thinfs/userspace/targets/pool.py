@@ -74,10 +74,12 @@ class PoolTarget(Plain):
     async def postsuspend(self) -> None:
         await self._active.worker.run(self._active.pool.suspend())
 
-    async def preresume(self) -> None:
+    def check_swap(self) -> None:
         length, available = sectors_to_bytes(self.line.length_sectors), self._active.data.size_bytes
         if length > available:
             raise InvalidArgument(f"thin-pool: target of {length} bytes is longer than its data device, {available}")
+
+    async def preresume(self) -> None:
         await self._active.worker.run(self._active.pool.preresume(self._settings))
 
     async def resume(self) -> None:
