@@ -5,6 +5,7 @@ is over.
 """
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -26,8 +27,13 @@ int main(void) { FILE *file = fopen("/made", "a"); fputs("x", file); fclose(file
 
 
 def missing() -> str | None:
-    if shutil.which("dockerd") is None and not (UNPACKED / "usr/sbin/dockerd").exists():
+    program = shutil.which("dockerd", path=f"{UNPACKED}/usr/sbin:{os.environ['PATH']}")
+    if program is None:
         return "docker.io is neither installed nor unpacked in .cache by the set-up"
+    said = subprocess.run([program, "--version"], capture_output=True, text=True, check=True).stdout
+    version = re.search(r"version (\d+)\.", said)
+    if version is not None and int(version[1]) >= 25:
+        return f"Docker 25 dropped the devicemapper driver, and here is {said.strip()}"
     return None
 
 

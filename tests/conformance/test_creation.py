@@ -4,7 +4,7 @@ import pytest
 
 from thinfs.errors import Busy, Exists, InvalidArgument, NoSuchThin
 
-from .workbench import MIB, PoolOnBench, Workbench
+from .workbench import KIB, MIB, PoolOnBench, Workbench
 
 
 async def test_a_new_thin_reads_as_zeros_and_maps_nothing(pool: PoolOnBench) -> None:
@@ -114,3 +114,8 @@ async def test_a_thousand_thins_survive_a_reopening(bench: Workbench) -> None:
         await (await pool.activate(dev_id)).remove()
     with pytest.raises(NoSuchThin):
         await pool.activate(1000)
+
+
+async def test_metadata_that_just_holds_a_pool_has_one_event_at_its_creation(bench: Workbench) -> None:
+    pool = await bench.pool(metadata_bytes=40 * KIB)
+    assert await pool.event_nr() == 1

@@ -214,3 +214,52 @@ async def test_skipped_zeroing_shows_what_the_data_device_held(bench: Workbench)
         assert any(whole) == (expected is not None)
         await thin.remove()
         await pool.remove()
+
+
+async def test_a_refused_longer_table_is_dropped_and_the_next_resume_takes_the_old_one(
+    bench: Workbench, pool: PoolOnBench
+) -> None:
+    thin = await pool.thin(0)
+    await thin.write(0, 1)
+    before = await bench.backend.table("p")
+    await pool.load(nr_blocks=1 << 20)
+    await pool.suspend()
+    with pytest.raises(InvalidArgument):
+        await pool.resume()
+    info = await bench.backend.info("p")
+    assert (info.suspended, info.inactive_table) == (True, False)
+    assert await bench.backend.table("p") == before
+    await pool.resume()
+    assert not (await bench.backend.info("p")).suspended
+    assert await bench.backend.table("p") == before
+    assert await thin.holds(0, 1)
+    await thin.write(1, 2)
+    assert (await pool.status()).nr_data_blocks == 64
+
+
+async def test_suspending_a_thin_of_a_suspended_pool_waits_for_the_pools_resume(
+    bench: Workbench, pool: PoolOnBench
+) -> None:
+    await pool.thin(0)
+    await pool.suspend()
+    async with bench.running(lambda: bench.backend.suspend("t0")) as suspend:
+        await bench.machine.elapse(0.3)
+        assert not suspend.ended, suspend.error
+        await pool.resume()
+        await suspend.done()
+    assert (await bench.backend.info("t0")).suspended
+    await bench.backend.resume("t0")
+
+
+async def test_a_rename_is_an_event_and_wakes_who_waits(bench: Workbench, pool: PoolOnBench) -> None:
+    async with bench.running(lambda: bench.backend.wait("p", 0)) as wait:
+        await bench.machine.elapse(0.3)
+        assert not wait.ended
+        await bench.backend.rename("p", "q")
+        await wait.done()
+    assert (await bench.backend.info("q")).event_nr == 1
+    await bench.backend.rename("q", "p")
+    assert (await bench.backend.info("p")).event_nr == 2
+    await bench.backend.create("empty", None)  # nothing that could have events
+    await bench.backend.rename("empty", "still-empty")
+    assert (await bench.backend.info("still-empty")).event_nr == 0

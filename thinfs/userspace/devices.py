@@ -184,6 +184,7 @@ class DeviceMapper:
             users_of_device=partial(self._registry.users_of, device),
             mapped_device_of=self._registry.of_word,
             pools=self.pools,
+            start=self._nursery.start_soon,
         )
         return await kind.load(loading)
 
@@ -221,6 +222,7 @@ class DeviceMapper:
         if device.live is None:
             device.suspended = True  # a state only, until there is a table: as the kernel
         elif not device.suspended:
+            await device.internally_resumed()
             try:
                 if not noflush:
                     await self.listener.before_suspend(device, lockfs=lockfs)
@@ -323,6 +325,8 @@ class DeviceMapper:
             self._registry.check_new_name(new_name)
             self.listener.check_new_name(new_name)
             self._registry.rename(device, new_name)
+            if device.live is not None:
+                device.raise_event()  # who waits for the device learns its new name (seen)
             if device.announced:
                 with trio.CancelScope(shield=True):
                     await self.listener.renamed(device, name)

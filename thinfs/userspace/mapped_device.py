@@ -55,6 +55,7 @@ class MappedDevice:
         self._in_flight = 0
         self._drained: trio.Event | None = None
         self._event = trio.Event()
+        self._internally_resumed = trio.Event()
 
     # -- state -------------------------------------------------------------------------------------------
 
@@ -112,9 +113,19 @@ class MappedDevice:
         self._shut_gate()
 
     def resume_internally(self) -> None:
-        self._internally_suspended = False
+        self._end_internal_suspension()
         if not self.suspended:
             self._open_gate_if_allowed()
+
+    def _end_internal_suspension(self) -> None:
+        self._internally_suspended = False
+        self._internally_resumed.set()
+        self._internally_resumed = trio.Event()
+
+    async def internally_resumed(self) -> None:
+        """Until its pool runs: a suspend of the device waits for that, as the kernel's (seen)."""
+        while self._internally_suspended:
+            await self._internally_resumed.wait()
 
     def _shut_gate(self) -> None:
         self._shut = True
@@ -149,7 +160,7 @@ class MappedDevice:
         """The device is removed: whoever still waits at the gate gets an error."""
         self.gone = True
         self.raise_event()
-        self._internally_suspended = False
+        self._end_internal_suspension()
         self._open_gate_if_allowed()
 
     def raise_event(self) -> None:
