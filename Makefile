@@ -38,7 +38,8 @@ soak:
 	@scripts/setup test
 	.venv/bin/python -m tests.soak $(ARGS)
 
-# Metadata damaged by seed, its checksums right again, then used; hostile lines of the socket, Docker's files bent; ARGS="--images 100000 --seed 5000 --pool shared" for others.
+# A quarter of an hour: metadata damaged by seed, its checksums right again, then used; hostile lines of the socket, Docker's
+# files bent. ARGS="--images 100000 --seed 5000 --pool shared" for others.
 fuzz:
 	@scripts/setup test
 	.venv/bin/python -m tests.fuzz.sweep $(ARGS)
