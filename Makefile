@@ -82,3 +82,4 @@ clean:
 	rm -rf .venv .cache build *.egg-info .mypy_cache .ruff_cache .import_linter_cache .hypothesis .pytest_cache
 	find thinfs kernel_backend tests bench -name __pycache__ -type d -prune -exec rm -rf {} +
 	find thinfs -name '*.so' -delete
+	rm -rf thinfs/_compiled
