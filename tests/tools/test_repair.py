@@ -129,6 +129,12 @@ def test_bit_rot_in_one_leaf_loses_what_is_in_it_and_says_so(tmp_path: Path, cap
     assert dumped(pool, capfd, "--repair") == dumped(target, capfd)
 
 
+def test_a_leaf_of_another_place_is_left_out(tmp_path: Path) -> None:
+    """A child that is sound, met before where it belongs: below its second parent its keys are wrong."""
+    pool = damaged(random_pool(tmp_path / "sound", 106), tmp_path / "pool", "a_child_elsewhere", 106)
+    repaired(pool)
+
+
 def test_all_roots_of_the_last_transaction_gone(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     pool = random_pool(tmp_path / "pool", 5)
     device = FileDevice(str(pool))

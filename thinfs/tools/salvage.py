@@ -58,6 +58,7 @@ class Salvage:
         self._lost: dict[int, list[Lost]] = {}  # in a node, or as a whole
         self._states = bytearray(device.size_bytes // METADATA_BLOCK_BYTES)
         self._nr_mappings: dict[int, int] = {}
+        self._keys: dict[int, tuple[int, int]] = {}  # the lowest and the highest below a node that has any
         self.thins: list[SalvagedThin] = []
         for dev_id in sorted(roots.keys() | details.keys()):
             self.thins.append(self._thin(dev_id, roots.get(dev_id), details.get(dev_id)))
@@ -116,10 +117,20 @@ class Salvage:
             self.highest_data_block = max(self.highest_data_block, highest)
             self._states[block_nr] = _LEAF
             self._nr_mappings[block_nr] = node.nr_entries
+            if node.nr_entries:
+                self._keys[block_nr] = node.keys[0], node.keys[node.nr_entries - 1]
             return
         below = children(BtreeNode.parse(block, block_nr), block_nr, depth, last)
         lost = self._visit(below, depth + 1)
-        there = [child for child, _, _ in below if child < len(self._states) and self._states[child] != _GONE]
+        there = []
+        for child, child_low, child_last in below:
+            if child >= len(self._states) or self._states[child] == _GONE:
+                continue
+            keys_there = self._keys.get(child)  # none: an empty tree of another thin
+            if keys_there is not None and child_low <= keys_there[0] and keys_there[1] <= child_last:
+                there.append(child)
+            else:  # it was met in its own place
+                lost.append(Lost(child_low, child_last, f"metadata block {child}: of another place"))
         if not there:
             raise BadMetadata(f"metadata block {block_nr}: all below it is lost ({lost[0].why})")
         self.children[block_nr] = array("Q", there)
@@ -127,6 +138,9 @@ class Salvage:
         self._states[block_nr] = _DAMAGED if damaged else _WHOLE
         self._lost[block_nr] = lost
         self._nr_mappings[block_nr] = sum(self._nr_mappings[child] for child in there)
+        keys = [self._keys[child] for child in there if child in self._keys]
+        if keys:
+            self._keys[block_nr] = keys[0][0], keys[-1][1]
 
     # -- what is there
 
