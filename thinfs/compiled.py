@@ -47,7 +47,7 @@ def _is_usable() -> bool:
         path = os.path.join(_TOP, source)
         if not os.path.exists(path) or digest_of(path) != digest:
             print(
-                f"thinfs: the compiled engine is not that of {path}: it does not run (see scripts/setup)",
+                f"thinfs: the compiled engine is not that of {path}: it does not run (see scripts/setup engine)",
                 file=sys.stderr,
             )
             return False
