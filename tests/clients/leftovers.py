@@ -29,6 +29,8 @@ def clear_away(directory: Path) -> None:
     left = loop_devices_of(directory)
     for point in mounts_of(directory):
         if point != str(directory / "mnt"):
+            # One that is frozen and unmounted lazily would stay so, and whoever writes to it with it.
+            subprocess.run(["fsfreeze", "-u", point], capture_output=True, check=False)
             subprocess.run(["umount", "-l", point], capture_output=True, check=False)
     for path in left:
         subprocess.run(["losetup", "-d", path], capture_output=True, check=False)

@@ -129,3 +129,29 @@ def test_the_process_for_block_devices_is_started_anew_and_thaws_what_the_one_be
     run("umount", small.directory / "on-t")
     small.server.stop()
     assert not Path(f"/proc/{agent}").exists()
+
+
+def test_a_file_system_that_was_frozen_and_unmounted_lazily_is_thawed_by_the_next_server(small: Volumes) -> None:
+    """The process that would have thawed it is killed too; somebody waits to write."""
+    assert small.server.process is not None
+    agents = agents_of(small.server.process.pid)
+    directory = small.directory / "on-t"
+    small.dmsetup("suspend", small.name("t"))
+    writer = subprocess.Popen(["touch", directory / "new"], stderr=subprocess.DEVNULL)
+    until("the writer waits", lambda: threads_that_wait_for_the_kernel(writer.pid) > 0)
+    try:
+        for pid in agents:
+            os.kill(pid, 9)
+        small.server.kill()
+        run("umount", "-l", directory)
+        assert writer.poll() is None
+        small.server.start()
+        until("the writer is let go", lambda: writer.poll() is not None)
+    finally:
+        writer.kill()
+    assert "was frozen by a suspend: thawed" in small.server.log.read_text()
+    small.create_pool("2 skip_block_zeroing error_if_no_space")
+    small.activate("t", 0, SIZE)
+    assert (small.mounted_at("t") / "kept").read_text() == "kept\n"
+    run("umount", directory)
+    small.server.stop()

@@ -38,7 +38,13 @@ async def test_the_transcript_is_answered_word_for_word_by_the_engine(
     """On loop devices of the same sizes; their numbers are put in the transcript's place."""
     numbers = [loops.make(name, size).number for name, size in (("data", 64 << 20), ("metadata", 4 << 20))]
     text = re.sub(r"(/dev/loop|\b7:)([01])\b", lambda found: f"{found[1]}{numbers[int(found[2])]}", GOLDEN.read_text())
-    more = {"snapshot-merge": "1.5.0", "snapshot-origin": "1.9.0", "snapshot": "1.16.0", "zero": "1.1.0"}  # ours too
+    more = {
+        "snapshot-merge": "1.5.0",
+        "snapshot-origin": "1.9.0",
+        "snapshot": "1.16.0",
+        "mirror": "1.14.0",
+        "zero": "1.1.0",
+    }  # ours too
     pool = "thin-pool        v1.22.0\n"
     text = text.replace(pool, "".join(f"{name:<16} v{version}\n" for name, version in more.items()) + pool)
     opened: dict[str, OpenDevice] = {}

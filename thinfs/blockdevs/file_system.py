@@ -10,6 +10,8 @@ import errno
 import fcntl
 import os
 import stat
+import subprocess
+import tempfile
 from contextlib import suppress
 from typing import Final
 
@@ -127,7 +129,28 @@ def thaw_abandoned(device: LoopDevice) -> bool:
     """Of a server that died between a suspend and its resume: without this not even umount would let it go."""
     descriptor = _open_mount_point(device)
     if descriptor is None:
+        return _thaw_where_it_is_mounted_nowhere(device)
+    return _thaw(descriptor)
+
+
+def _thaw_where_it_is_mounted_nowhere(device: LoopDevice) -> bool:
+    """A frozen file system that was unmounted lazily lives on as long as somebody waits to write to it: mounted once
+    more, which finds the same one, it can be thawed. (Its type must be given: the dead device cannot be read.)"""
+    kind = next((kind for kind in os.listdir(_SYSFS) if os.path.isdir(f"{_SYSFS}/{kind}/loop{device.number}")), None)
+    if kind is None:
         return False
+    with tempfile.TemporaryDirectory(prefix="thinfs-thaw-") as directory:
+        done = subprocess.run(["mount", "-t", kind, device.path, directory], capture_output=True, check=False)
+        if done.returncode != 0:
+            return False
+        try:
+            return _thaw(os.open(directory, os.O_RDONLY | os.O_CLOEXEC))
+        finally:
+            subprocess.run(["umount", directory], capture_output=True, check=False)
+
+
+def _thaw(descriptor: int) -> bool:
+    """Was it frozen?"""
     try:
         fcntl.ioctl(descriptor, _FITHAW, 0)
     except OSError:

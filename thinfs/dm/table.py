@@ -97,6 +97,7 @@ class Feature(StrEnum):
 
 
 MAX_FEATURE_ARGUMENTS: Final = 4  # the kernel refuses all five at once (seen)
+GUARD: Final = "guard:"  # ours, with a number of data blocks: a kernel has no such feature
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,6 +109,7 @@ class PoolArguments:
     block_size_text: str
     low_water_text: str
     features: frozenset[Feature]
+    guard_blocks: int = 0  # at this many free data blocks no new thin block gets one
 
     @classmethod
     def parse(cls, params: Sequence[str]) -> "PoolArguments":
@@ -115,7 +117,7 @@ class PoolArguments:
             raise InvalidArgument(f"thin-pool: Invalid argument count: {len(params)}, expected 4 or more")
         if params[0] == params[1]:
             raise InvalidArgument(f"thin-pool: Error setting metadata or data device: both are {params[0]}")
-        return cls(params[0], params[1], params[2], params[3], _parse_features(params[4:]))
+        return cls(params[0], params[1], params[2], params[3], *_parse_features(params[4:]))
 
     def block_size_sectors(self) -> int:
         size = parse_decimal(self.block_size_text)
@@ -137,21 +139,29 @@ class PoolArguments:
         return blocks
 
 
-def _parse_features(words: Sequence[str]) -> frozenset[Feature]:
+def _parse_features(words: Sequence[str]) -> tuple[frozenset[Feature], int]:
+    """The features, and the number of blocks of the guard."""
     if not words:
-        return frozenset()
-    count = parse_decimal(words[0])
-    if count is None or count > MAX_FEATURE_ARGUMENTS or count > len(words) - 1:
+        return frozenset(), 0
+    count, guard = parse_decimal(words[0]), 0
+    most = MAX_FEATURE_ARGUMENTS + any(word.startswith(GUARD) for word in words)
+    if count is None or count > most or count > len(words) - 1:
         raise InvalidArgument(
             f"thin-pool: Invalid number of pool feature arguments: {words[0]}, with {len(words) - 1} words after"
         )
     features = set()
     for word in words[1 : count + 1]:  # words after the counted ones are ignored, as in the kernel (seen)
+        if word.startswith(GUARD):
+            blocks = parse_decimal(word.removeprefix(GUARD))
+            if blocks is None:
+                raise InvalidArgument(f"thin-pool: {word}: not a number of data blocks")
+            guard = blocks
+            continue
         try:
             features.add(Feature(word.lower()))
         except ValueError:
             raise InvalidArgument(f"thin-pool: Unrecognised pool feature requested: {word}") from None
-    return frozenset(features)
+    return frozenset(features), guard
 
 
 def format_pool_params(
@@ -160,6 +170,7 @@ def format_pool_params(
     block_size_sectors: int,
     low_water_blocks: int,
     features: frozenset[Feature],
+    guard_blocks: int = 0,
 ) -> str:
     """The arguments as DM_TABLE_STATUS prints them, trailing space included."""
     words = [
@@ -168,8 +179,10 @@ def format_pool_params(
         str(block_size_sectors),
         str(low_water_blocks),
     ]
-    words.append(str(len(features)))
+    words.append(str(len(features) + bool(guard_blocks)))
     words.extend(feature for feature in Feature if feature in features)
+    if guard_blocks:
+        words.append(f"{GUARD}{guard_blocks}")
     return " ".join(words) + " "
 
 

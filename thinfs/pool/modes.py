@@ -52,6 +52,7 @@ class PoolSettings:
     low_water_blocks: int
     nr_data_blocks: int  # table length // block size
     mode: PoolMode = PoolMode.WRITE
+    guard_blocks: int = 0  # of the server's own: see NewMappings.provision
 
     def __post_init__(self) -> None:
         if Feature.READ_ONLY in self.features:

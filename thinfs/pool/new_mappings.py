@@ -47,6 +47,13 @@ class NewMappings:
         if state.mode is not PoolMode.WRITE:
             self.queue_or_fail(thin, bio)
             return
+        guard = state.settings.guard_blocks
+        if guard and state.metadata.nr_free_data_blocks <= guard:
+            # What is left is for the overwrites of shared blocks: a journal above goes on, new files are refused.
+            bio.complete(
+                NoSpace(f"thin {thin.dev_id}: {guard} free data blocks are left to overwrites (guard:{guard})")
+            )
+            return
         data_block = yield from self._allocate(thin, bio)
         if data_block is None:
             return

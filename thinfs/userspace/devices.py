@@ -184,6 +184,7 @@ class DeviceMapper:
             users_of_device=partial(self._registry.users_of, device),
             mapped_device_of=self._registry.of_word,
             pools=self.pools,
+            start=self._nursery.start_soon,
         )
         return await kind.load(loading)
 

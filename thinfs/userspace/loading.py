@@ -27,6 +27,7 @@ class Loading:
     users_of_device: Callable[[], Sequence[MappedDevice]]
     mapped_device_of: Callable[[str], MappedDevice | None]
     pools: Pools
+    start: Callable[[Callable[[], Awaitable[None]]], None]  # a task of the device-mapper's
 
     @property
     def first_table(self) -> bool:

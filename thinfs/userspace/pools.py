@@ -98,7 +98,8 @@ class Pools:
             active = await self._open(device, line, metadata, data, block_size, read_only=read_only)
         pool = active.pool
         # a reload with another block size is accepted and ignored (seen): lengths count in the pool's blocks
-        settings = PoolSettings(arguments.features, low_water, line.length_sectors // pool.block_size_sectors)
+        nr_data_blocks = line.length_sectors // pool.block_size_sectors
+        settings = PoolSettings(arguments.features, low_water, nr_data_blocks, guard_blocks=arguments.guard_blocks)
         if settings.discard_enabled != pool.discard_enabled and active.targets:
             raise InvalidArgument("thin-pool: Discard support cannot be disabled once enabled")
         pool.register_metadata_threshold()

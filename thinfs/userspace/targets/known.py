@@ -7,7 +7,7 @@ from typing import Final
 from thinfs.dm.backend import TargetVersion
 from thinfs.userspace.loading import Loading
 from thinfs.userspace.target import Target
-from thinfs.userspace.targets import error, linear, pool, refused, rescue, striped, thin, zero
+from thinfs.userspace.targets import error, linear, mirror, pool, refused, rescue, striped, thin, zero
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,6 +21,7 @@ TARGETS: Final[dict[str, TargetType]] = {  # in the order of kernel 6.1: the one
     "snapshot-merge": TargetType((1, 5, 0), refused.load),
     "snapshot-origin": TargetType((1, 9, 0), refused.load),
     "snapshot": TargetType((1, 16, 0), refused.load),
+    "mirror": TargetType((1, 14, 0), mirror.load),
     "zero": TargetType((1, 1, 0), zero.load),
     "thin-pool": TargetType((1, 22, 0), pool.load, immutable=True),
     "thin": TargetType((1, 22, 0), thin.load),

@@ -42,6 +42,7 @@ class PoolTarget(Plain):
             self._active.pool.block_size_sectors,
             self._settings.low_water_blocks,
             self._settings.features,
+            self._settings.guard_blocks,
         )
 
     async def status_params(self, *, noflush: bool) -> str:
