@@ -122,7 +122,7 @@ def test_a_goal_that_the_set_up_does_not_know_is_refused_by_name(bare_machine: P
     run = set_up(bare_machine, "party")
     assert (run.returncode, run.stderr) == (
         1,
-        "set-up: no such goal: party (demo, test, lint, bench, packages or test-on)\n",
+        "set-up: no such goal: party (demo, test, lint, bench, engine, packages or test-on)\n",
     )
 
 
