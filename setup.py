@@ -18,7 +18,8 @@ from thinfs import compiled
 
 def engine_sources() -> list[str]:
     found = (path for pattern in compiled.SOURCES for path in Path("thinfs").glob(pattern))
-    return sorted(str(path) for path in found if path.name != "__init__.py")
+    left = {Path("thinfs", name) for name in compiled.INTERPRETED}
+    return sorted(str(path) for path in found if path.name != "__init__.py" and path not in left)
 
 
 def compiled_engine() -> list[Extension]:

@@ -26,6 +26,9 @@ def run(*words: str, top: Path = TOP, pure: str = "0", **more: str) -> "subproce
 
 
 def need_a_compiled_engine() -> None:
+    log = TOP / ".cache/engine.log"
+    if log.exists() and "mypyc refuses" in log.read_text():
+        pytest.fail("mypyc refuses the engine: .cache/engine.log")
     manifest = TOP / "thinfs" / compiled.DIRECTORY / compiled.MANIFEST
     if not manifest.exists():
         pytest.skip("the engine is not compiled (THINFS_PURE=1 at set-up): scripts/setup engine")
