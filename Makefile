@@ -14,6 +14,7 @@ demo:
 
 test:
 	@scripts/setup test
+	@scripts/setup engine
 	.venv/bin/pytest $(ARGS)
 
 # Both commands in a bare root of another Debian, as root and as an ordinary user: make test-on SUITE=bookworm, trixie or sid.
@@ -38,7 +39,8 @@ soak:
 	@scripts/setup test
 	.venv/bin/python -m tests.soak $(ARGS)
 
-# Metadata damaged by seed, its checksums right again, then used; hostile lines of the socket, Docker's files bent; ARGS="--images 100000 --seed 5000 --pool shared" for others.
+# A quarter of an hour: metadata damaged by seed, its checksums right again, then used; hostile lines of the socket, Docker's
+# files bent. ARGS="--images 100000 --seed 5000 --pool shared" for others.
 fuzz:
 	@scripts/setup test
 	.venv/bin/python -m tests.fuzz.sweep $(ARGS)
@@ -64,11 +66,13 @@ lint:
 # The full run takes up to 15 minutes of a machine that does nothing else, and writes bench/results and the README's table.
 bench:
 	@scripts/setup bench
+	@scripts/setup engine
 	.venv/bin/python -m bench run $(ARGS)
 
 # Under two minutes, one round: shows that the bench works and where a change has gone; writes .cache/bench/quick.
 bench-quick:
 	@scripts/setup bench
+	@scripts/setup engine
 	.venv/bin/python -m bench run --quick $(ARGS)
 
 # Where the time of a 4 KiB read, a 4 KiB write, a first write and a commit goes: bench/profile.txt.
@@ -81,3 +85,4 @@ clean:
 	rm -rf .venv .cache build *.egg-info .mypy_cache .ruff_cache .import_linter_cache .hypothesis .pytest_cache
 	find thinfs kernel_backend tests bench -name __pycache__ -type d -prune -exec rm -rf {} +
 	find thinfs -name '*.so' -delete
+	rm -rf thinfs/_compiled

@@ -1,6 +1,6 @@
 """python -m bench run [--quick] [--against CHECKOUT] | render | profile: `make bench`, `bench-quick`, `profile`.
 
-Promises: a full run writes bench/results (JSON, table, plots) and the README's table; a quick one, a part and a
+Promises: a full run writes bench/results (JSON, table, plots) and the README's five rows; a quick one, a part and a
 comparison of two trees write below .cache only. Never: overwrites the last full run before the new one is complete.
 """
 
@@ -45,12 +45,12 @@ def publish(run: table.Run, directory: Path) -> None:
     directory.mkdir(parents=True, exist_ok=True)
     (directory / "run.json").write_text(json.dumps(run.as_json(), indent=1) + "\n")
     text = table.render(run)
-    (directory / "table.md").write_text(text + "\n")
     pictures = plots.draw(run, directory)
+    links = "\n".join(f"![{path.stem}]({path.name})" for path in pictures)
+    (directory / "table.md").write_text(f"{text}\n\n{links}\n")
     print(text)
     if directory == RESULTS:
-        links = "\n".join(f"![{path.stem}]({path.relative_to(TOP)})" for path in pictures)
-        table.update(TOP / "README.md", f"{text}\n\n{links}")
+        table.update(TOP / "README.md", table.summary(run))
 
 
 def main() -> None:

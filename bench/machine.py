@@ -8,6 +8,8 @@ from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+from thinfs import compiled
+
 
 def _first_line(*command: str) -> str:
     try:
@@ -47,6 +49,7 @@ def describe() -> dict[str, str]:
         "load": f"{os.getloadavg()[0]:.2f}",
         "kernel": platform.release(),
         "python": platform.python_version(),
+        "engine": "compiled" if compiled.in_use() else "interpreted",
         "commit": _first_line("git", "describe", "--always", "--dirty"),
         "fio": _first_line("fio", "--version"),
         "qemu-storage-daemon": qemu[1] if qemu else "absent",

@@ -1,4 +1,4 @@
-"""The table of a run, for the terminal and for the README: medians, spread, ratios, and what they mean.
+"""The table of a run, for the terminal and bench/results, five rows of it for the README: medians, spread, ratios.
 
 Promises: a ratio above 1 says thinfs is faster, and carries a "?" where the rounds disagree about that; every
 number is of one run, whose date and machine stand below. Never: leaves out a row that looks bad.
@@ -14,6 +14,15 @@ from bench.rounds import Row
 BEGIN: Final = "<!-- bench: begin -->"
 END: Final = "<!-- bench: end -->"
 PEERS: Final = ("qemu", "pyfuse3", "libfuse", "plain")
+SUMMARY_PEERS: Final = ("qemu", "libfuse")
+SUMMARY_SECTION: Final = "front to back, tmpfs"
+SUMMARY: Final = (
+    "4K random read",
+    "4K random write, depth 16",
+    "1M sequential first write",
+    "4K copy-on-write",
+    "4K random write + fsync each",
+)
 
 FLUSHES: Final = (
     "Flush semantics are the same on both sides: an fsync returns when data and mappings are on stable storage "
@@ -106,6 +115,14 @@ def render(run: Run) -> str:
     machine = ", ".join(f"{key} {value}" for key, value in run.machine.items())
     notes = [MEANING, FLUSHES, *run.notes, f"Measured: {machine}."]
     return "\n\n".join([*parts, "\n".join(f"- {' '.join(note.split())}" for note in notes)])
+
+
+def summary(run: Run) -> str:
+    """Five rows for the README."""
+    rows = [row for row in run.rows if row.section == SUMMARY_SECTION and row.name in SUMMARY]
+    by_name = beside_peers(rows, "thinfs", SUMMARY_PEERS)
+    when = ", ".join(f"{key} {run.machine[key]}" for key in ("date", "cpu", "load", "commit") if key in run.machine)
+    return f"{by_name}\n\n{SUMMARY_SECTION[0].upper()}{SUMMARY_SECTION[1:]}; {when}."
 
 
 def put_between_markers(text: str, table: str) -> str:

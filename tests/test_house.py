@@ -58,7 +58,8 @@ def test_every_dependency_has_its_reason_in_the_readme() -> None:
 
 
 def test_the_commands_of_the_readme_s_table_are_those_there_are() -> None:
-    assert set(re.findall(r"^\| `thinfs ([\w-]+)", README, re.MULTILINE)) == set(COMMANDS)
+    cells = re.findall(r"^\| (`thinfs .*?) \|", README, re.MULTILINE)
+    assert {one for cell in cells for one in re.findall(r"`thinfs ([\w-]+)", cell)} == set(COMMANDS)
 
 
 @pytest.mark.parametrize(("failing", "status"), [("", 0), ("lint", 2), ("test", 2)])

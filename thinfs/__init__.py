@@ -4,16 +4,38 @@
 because the drop-in starts over and over.
 """
 
-from typing import TYPE_CHECKING, Any
+import sys
 
+TYPE_CHECKING = False  # typing's own would cost the drop-in half of its start
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from importlib.machinery import ModuleSpec
+
     from thinfs.library.pool import open_pool as open_pool
     from thinfs.library.trio import open_pool_trio as open_pool_trio
 
 __version__ = "0.2.0"
 
 
-def __getattr__(name: str) -> Any:
+_ENGINE = ("thinfs.bio", "thinfs.steps", "thinfs.persistent.", "thinfs.pool.", "thinfs__mypyc")
+
+
+class _CompiledEngine:
+    """On sys.meta_path: where the engine's modules are taken from, see thinfs/compiled.py."""
+
+    @staticmethod
+    def find_spec(name: str, path: "Sequence[str] | None" = None, target: object = None) -> "ModuleSpec | None":
+        if not name.startswith(_ENGINE):
+            return None
+        from thinfs.compiled import find
+
+        return find(name)
+
+
+sys.meta_path.insert(0, _CompiledEngine)
+
+
+def __getattr__(name: str) -> object:
     if name == "open_pool":
         from thinfs.library.pool import open_pool
 

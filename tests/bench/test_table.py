@@ -6,7 +6,7 @@ import pytest
 
 from bench.fio import MIB, Job, result_of
 from bench.rounds import Row
-from bench.table import BEGIN, END, Run, by_size, number, put_between_markers, render
+from bench.table import BEGIN, END, Run, by_size, number, put_between_markers, render, summary
 
 MACHINE = {"date": "2024-02-29", "cpu": "abacus"}
 
@@ -73,3 +73,9 @@ def test_a_failed_job_is_no_measurement() -> None:
 def test_every_write_job_ends_in_an_fsync_for_every_subject() -> None:
     assert "--end_fsync=1" in Job("w", "randwrite", 4096).arguments("file", MIB, 1)
     assert "--end_fsync=0" in Job("r", "randread", 4096).arguments("file", MIB, 1)
+
+
+def test_the_readme_has_five_rows_at_most_and_when_they_were_measured() -> None:
+    text = summary(run())
+    assert [line for line in text.splitlines() if "IO/s" in line] == ["| 4K random read | 100 IO/s ±10% | 1.00? | - |"]
+    assert text.endswith("Front to back, tmpfs; date 2024-02-29, cpu abacus.")

@@ -59,6 +59,12 @@ class Lvm:
     settings: str = ""  # more of lvmlocal.conf
     environment: dict[str, str] = field(default_factory=dict)
 
+    @property
+    def grows_file_systems(self) -> bool:
+        """By `lvextend -r`: since 2.03.17 a program of one fixed path, where an unpacked package has none."""
+        helper = "usr/libexec/lvresize_fs_helper"
+        return not (self.root / helper).exists() or Path("/", helper).exists()
+
     def configure(self) -> None:
         system = self.server.directory / "lvm"
         if not system.exists():

@@ -1,1 +1,1 @@
-"""dm-thin's contract as one suite over the seam. Installed as thinfs_conformance: it imports nothing of the tests."""
+"""The contract of dm-thin, one suite over the seam; in a wheel thinfs_suites.conformance. Imports nothing of the tests."""

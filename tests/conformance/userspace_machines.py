@@ -138,6 +138,7 @@ class ServerProcess:
             str(self.mount),
             str(self.no_space_timeout),
             self._served_by,
+            environment={"THINFS_PURE": "0" if self._served_by == "native" else "1"},  # compiled, where that is there
         )
 
     def stop(self) -> None:

@@ -71,7 +71,7 @@ def _inputs(run: Callable[[range, Path], inputs.Result], seeds: range) -> Result
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.fuzz.sweep")
-    parser.add_argument("--images", type=int, default=4000, help="of each of the pools")
+    parser.add_argument("--images", type=int, default=2000, help="of each of the pools")
     parser.add_argument(
         "--inputs", type=int, default=4000, help="lines of the socket; a tenth as many of Docker's files"
     )

@@ -175,6 +175,25 @@ print(os.stat({str(server.directory / "made")!r}).st_rdev == os.stat({str(node)!
     assert os.readlink(server.directory / "made") in (os.path.realpath(node), str(node))
 
 
+def test_the_holders_of_a_device_are_those_that_use_it(run: Run, server: Server) -> None:
+    server.dmsetup("create", "pre-a", "--table", "0 8192 zero")
+    server.dmsetup("create", "pre-b", "--table", "0 4096 linear /dev/mapper/pre-a 0")
+    server.dmsetup("create", "pre-c", "--table", "0 4096 linear /dev/mapper/pre-a 4096")
+    minors = [server.dmsetup("info", "-c", "--noheadings", "-o", "minor", f"pre-{name}").strip() for name in "abc"]
+    out = python(
+        run,
+        f"""
+for minor in {minors}:
+    print(sorted(os.listdir(f"/sys/block/dm-{{minor}}/holders")))
+try:
+    os.listdir("/sys/block/nosuch/holders")
+except FileNotFoundError:
+    print("as it was")
+""",
+    )
+    assert out.splitlines() == [f"['dm-{minors[1]}', 'dm-{minors[2]}']", "[]", "[]", "as it was"]
+
+
 def test_print_env_is_what_a_unit_s_environment_file_takes(server: Server) -> None:
     out = server.run("run", "--print-env").stdout.splitlines()
     assert out[:2] == [f"THINFS_MOUNT={server.mount}", f"LD_PRELOAD={preload_library()}"]

@@ -17,7 +17,7 @@ DAMAGES = int(os.environ.get("THINFS_LVM_DAMAGES", "60"))
 
 def read_or_refused(paths: Sequence[str]) -> Read | None:
     try:
-        return read_all(paths, 4 << 20)
+        return read_all(paths)
     except ThinfsError as error:
         assert "\n" not in str(error)
         return None

@@ -171,7 +171,7 @@ def test_an_ordinary_user_mounts_a_volume_of_disks_that_he_may_only_read(
     assert done.stderr == "thinfs lvm mount: vg/one: holds no file system that is known here; serve or export it\n"
 
 
-@pytest.mark.parametrize("volume", ["vm-100-disk-0", "snap_vm-100-disk-0_before", "vm-101-disk-0", "vm-102-disk-0"])
+@pytest.mark.parametrize("volume", ["snap_vm-100-disk-0_before", "vm-101-disk-0"], ids=["ext4", "xfs"])
 def test_every_file_of_a_mounted_volume_is_as_its_manifest_says(
     root: Thinfs, place: Path, proxmox: list[Path], volume: str
 ) -> None:

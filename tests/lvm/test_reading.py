@@ -52,6 +52,26 @@ def test_a_disk_without_metadata_is_known_from_the_other(world: World, tmp_path:
     assert (read.contents, read.problems) == (world.contents, ())
 
 
+def test_a_disk_that_no_text_names_is_said(world: World, tmp_path: Path) -> None:
+    for disk in world.disks.values():
+        disk.areas = []
+    read = read_all(world.write(tmp_path))
+    assert read.contents == {}
+    assert len(read.problems) == 2
+    assert all("has no metadata of its own: give the other disks of its group too" in line for line in read.problems)
+
+
+def test_a_fresh_disk_is_in_no_group(world: World, tmp_path: Path) -> None:
+    world.write(tmp_path)
+    world.disks["pv1"].write_area(0, world.raw_text(), offset=0)
+    world.disks["pv1"].uuid = "eeeeee-4444-4444-4444-4444-4444-eeeeee"
+    world.disks["pv1"].write_label()
+    read = read_all(world.store(tmp_path))
+    assert any(
+        "pv1.img: PV eeeeee-4444-4444-4444-4444-4444-eeeeee is in no volume group" in line for line in read.problems
+    )
+
+
 def test_a_second_area_serves_when_the_first_is_damaged_and_it_is_said(world: World, tmp_path: Path) -> None:
     for disk in world.disks.values():
         disk.areas = [AREA, (disk.size_bytes - 4096 - 61440, 61440)]

@@ -36,7 +36,7 @@ class Server:
         """Returns when the server says READY=1, as it would to systemd."""
         notify = self.directory / "notify"
         notify.unlink(missing_ok=True)
-        self.environment = {**os.environ, "THINFS_MOUNT": str(self.mount)}
+        self.environment = {**os.environ, "THINFS_MOUNT": str(self.mount), "THINFS_PURE": "0"}
         with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as ready, self.log.open("ab") as log:
             ready.bind(str(notify))
             ready.settimeout(60)

@@ -30,6 +30,7 @@ _STOP_PAUSE_SECONDS: Final = 0.1  # fuse2fs and the kernel's loop device let go 
 _READ_ONLY: Final[Mapping[str, Sequence[str]]] = {
     "ext4": ("noload",), "xfs": ("norecovery", "nouuid"), "btrfs": ("nologreplay",),
 }  # fmt: skip
+_KERNELS_NAME: Final[Mapping[str, str]] = {"fat": "vfat", "ntfs": "ntfs3"}
 _WRITABLE: Final[Mapping[str, Sequence[str]]] = {"xfs": ("nouuid",)}
 
 
@@ -62,7 +63,7 @@ def _command(kind: str | None, label: str, writable: bool) -> list[str]:
         raise NotSupported(f"{label}: holds {kind or 'no file system that is known here'}; serve or export it")
     options = ["rw", *_WRITABLE.get(kind, ())] if writable else ["ro", *_READ_ONLY.get(kind, ())]
     if os.geteuid() == 0:
-        return ["mount", "-t", kind, "-o", ",".join(["loop", *options]), "--"]
+        return ["mount", "-t", _KERNELS_NAME.get(kind, kind), "-o", ",".join(["loop", *options]), "--"]
     if kind != "ext4":
         raise NotSupported(f"{label}: {kind}: only root mounts it; serve or export it")
     if shutil.which("fuse2fs") is None:

@@ -52,7 +52,7 @@ def delta(arguments: Sequence[str], program: str = "thinfs delta") -> int:
 
 def _delta(options: argparse.Namespace, program: str) -> int:
     snapshot = options.metadata_snap
-    with reading(options.metadata, program, in_use_allowed=bool(snapshot), passes=2) as device:
+    with reading(options.metadata, program, in_use_allowed=bool(snapshot), passes=2, prints=True) as device:
         trees = trees_of(device, snapshot)
         roots = [_root(trees, options, side) for side in ("1", "2")]
         names = [_name(options, side) for side in ("1", "2")]
@@ -123,7 +123,7 @@ def _region(text: str) -> tuple[int, int]:
 def _rmap(options: argparse.Namespace, program: str) -> int:
     if not options.region:
         raise InvalidArgument("No regions provided.")
-    with reading(options.metadata, program, passes=2 * len(options.region)) as device:
+    with reading(options.metadata, program, passes=2 * len(options.region), prints=True) as device:
         trees = PoolTrees.open(device)
         if options.json:
             print_json(

@@ -89,8 +89,9 @@ def repair(arguments: Sequence[str], program: str = "thinfs repair") -> int:
 
 def _repair(options: argparse.Namespace, program: str) -> int:
     if options.list:
-        with reading(options.input, program) as device:
-            _list(MetadataCensus(device).candidates(), options.json)
+        with reading(options.input, program, everything=True) as device:
+            candidates = MetadataCensus(device).candidates()
+        _list(candidates, options.json)
         return 0
     output = _wants_output(options)
     with reading(options.input, program, passes=2) as device:

@@ -8,7 +8,6 @@ its version, and 1 for a wrong command line.
 
 import argparse
 import fcntl
-import json
 import os
 import sys
 import time
@@ -77,11 +76,12 @@ def run(program: str, tool: Callable[[], int]) -> int:
 class Progress:
     """Says on a terminal how much of `total` is done, from the second second on."""
 
-    def __init__(self, program: str, total: int) -> None:
+    def __init__(self, program: str, total: int, *, shown: bool = True) -> None:
         self._program = program
         self._total = total
         self._done = 0
-        self._next = time.monotonic() + _QUIET_SECONDS if sys.stderr is not None and sys.stderr.isatty() else None
+        shown = shown and sys.stderr is not None and sys.stderr.isatty()
+        self._next = time.monotonic() + _QUIET_SECONDS if shown else None
         self._said = False
 
     def __call__(self, nr: int) -> None:
@@ -138,10 +138,20 @@ class WatchedDevice:
 
 
 @contextmanager
-def reading(path: str, program: str, *, in_use_allowed: bool = False, passes: int = 1) -> Iterator[BlockDevice]:
-    """Metadata; `passes` times what the pool has in use is how much will be read, about."""
+def reading(
+    path: str,
+    program: str,
+    *,
+    in_use_allowed: bool = False,
+    passes: int = 1,
+    everything: bool = False,
+    prints: bool = False,
+) -> Iterator[BlockDevice]:
+    """Metadata; `passes` times what the pool has in use is how much will be read, about, or once `everything`. Who
+    `prints` meanwhile shows no progress where that goes to a terminal."""
     device = FileDevice(path, read_only=True)
-    progress = Progress(program, passes * _bytes_in_use(device))
+    total = device.size_bytes if everything else passes * _bytes_in_use(device)
+    progress = Progress(program, total, shown=not (prints and sys.stdout is not None and sys.stdout.isatty()))
     try:
         lock = os.open(device.path, os.O_RDONLY | os.O_CLOEXEC)
         try:
@@ -221,4 +231,6 @@ def write_out(path: Path | None, pieces: Iterable[bytes]) -> None:
 
 
 def print_json(value: Any) -> None:
+    import json
+
     print(json.dumps(value, indent=2))

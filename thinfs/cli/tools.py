@@ -5,7 +5,6 @@ Promises: those of tool_frame.py. Only `check` writes, and only what it was aske
 """
 
 import argparse
-import runpy
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -31,10 +30,8 @@ from thinfs.tools.block_map import map_lines
 from thinfs.tools.check import Verdict, check_pool, check_superblock
 from thinfs.tools.dump_formats import FORMATS, Pieces
 from thinfs.tools.ir import PoolDump, dump_of
-from thinfs.tools.leaks import mend_leaks
 from thinfs.tools.listing import DEFAULT_FIELDS, FIELDS, listing_lines
 from thinfs.tools.metadata_size import UNITS, format_amount, metadata_bytes, parse_amount
-from thinfs.tools.repair import dump_of_rescued, rescue
 from thinfs.tools.restore import Overrides
 from thinfs.tools.walk import PoolTrees
 
@@ -78,6 +75,8 @@ def _check(options: argparse.Namespace, program: str) -> int:
             )
     mended: list[str] = []
     if options.auto_repair and verdict.leaks and not verdict.damages:
+        from thinfs.tools.leaks import mend_leaks
+
         with writing(options.metadata) as device:
             verdict.superblock = mend_leaks(device, PoolTrees.open(device).superblock)
         mended, verdict.leaks = verdict.leaks, []
@@ -184,6 +183,8 @@ def overrides_of(options: argparse.Namespace) -> Overrides:
 
 def _format(name: str) -> Callable[[PoolDump], Pieces]:
     if name.startswith("custom="):
+        import runpy
+
         path = name.removeprefix("custom=")
         try:
             pieces = runpy.run_path(path).get("pieces")
@@ -205,8 +206,12 @@ def _dump(options: argparse.Namespace, program: str) -> int:
     if options.repair and (snapshot or options.dev_id):
         raise InvalidArgument("--repair: of the whole pool, neither with --metadata-snap nor with --dev-id")
     overrides = overrides_of(options)
-    with reading(options.metadata, program, in_use_allowed=bool(snapshot), passes=2 if options.repair else 1) as device:
+    to_file = options.output is not None
+    passes = 2 if options.repair else 1
+    with reading(options.metadata, program, in_use_allowed=bool(snapshot), passes=passes, prints=not to_file) as device:
         if options.repair:
+            from thinfs.tools.repair import dump_of_rescued, rescue
+
             rescued = rescue(device, overrides)
             write_out(options.output, pieces(dump_of_rescued(rescued, mappings=mappings)))
             if not options.quiet:
@@ -229,7 +234,7 @@ def ls(arguments: Sequence[str], program: str = "thinfs ls") -> int:
 
 
 def _ls(options: argparse.Namespace, program: str) -> int:
-    with reading(options.metadata, program, in_use_allowed=options.metadata_snap, passes=3) as device:
+    with reading(options.metadata, program, in_use_allowed=options.metadata_snap, passes=3, prints=True) as device:
         trees = trees_of(device, options.metadata_snap)
         write_out(
             None, map(str.encode, listing_lines(trees, options.format.split(","), headers=not options.no_headers))
@@ -246,7 +251,7 @@ def map_blocks(arguments: Sequence[str], program: str = "thinfs map") -> int:
 
 
 def _map(options: argparse.Namespace, program: str) -> int:
-    with reading(options.metadata, program, in_use_allowed=options.metadata_snap) as device:
+    with reading(options.metadata, program, in_use_allowed=options.metadata_snap, prints=True) as device:
         write_out(None, map(str.encode, map_lines(trees_of(device, options.metadata_snap))))
     return 0
 

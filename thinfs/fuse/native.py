@@ -89,7 +89,7 @@ class NativeIO:
             return
         bio = Bio(Op.READ, offset, length)
         image.submit(bio)
-        bio.then(partial(_finish_read, request, bio))
+        bio.then(partial(_told, request, _finish_read, request, bio))
 
     def _write(self, request: _fuseshim.IORequest, node: Opened) -> None:
         """Past the end: cut off there, ENOSPC if nothing remains, as a block device does."""
@@ -111,16 +111,25 @@ class NativeIO:
 
     def _submit(self, request: _fuseshim.IORequest, node: Opened, bio: Bio) -> None:
         node.image.submit(bio)
-        bio.then(partial(self._finish, request, node, bio))
+        bio.then(partial(_told, request, _finish, request, node, bio))
 
-    def _finish(self, request: _fuseshim.IORequest, node: Opened, bio: Bio) -> None:
-        if bio.error is not None:
-            _fail(request, bio.error)
-        elif bio.op is Op.FLUSH:
-            request.done()
-        else:
-            node.mtime_ns = time.time_ns()
-            request.written(bio.length)
+
+def _told(request: _fuseshim.IORequest, finish: Callable[..., None], *arguments: object) -> None:
+    """Whoever completes a bio, deep in the engine, must not hear of what goes wrong with its answer."""
+    try:
+        finish(*arguments)
+    except Exception as error:
+        _fail(request, error)
+
+
+def _finish(request: _fuseshim.IORequest, node: Opened, bio: Bio) -> None:
+    if bio.error is not None:
+        _fail(request, bio.error)
+    elif bio.op is Op.FLUSH:
+        request.done()
+    else:
+        node.mtime_ns = time.time_ns()
+        request.written(bio.length)
 
 
 def _finish_read(request: _fuseshim.IORequest, bio: Bio) -> None:
@@ -138,5 +147,5 @@ def _fail(request: _fuseshim.IORequest, error: Exception) -> None:
     log.error("a request for inode %d: a bug", request.inode, exc_info=error)
     try:
         request.fail(errno.EIO)
-    except ValueError:
-        return  # it was answered before
+    except (OSError, ValueError):
+        return  # it was answered before, or the session is over

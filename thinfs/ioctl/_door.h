@@ -22,7 +22,7 @@
 #error "64-bit only: struct stat must be the kernel's"
 #endif
 
-enum { DOOR_CONTROL_MAJOR = 10, DOOR_CONTROL_MINOR = 236, DOOR_LISTING_BYTES = 65536 };
+enum { DOOR_CONTROL_MAJOR = 10, DOOR_CONTROL_MINOR = 236, DOOR_LISTING_BYTES = 65536, DOOR_HOLDERS = 0xF0 };
 
 /* `sun_path` holds 108 bytes, so a longer DIR has no server either. */
 static inline void door_address(const char *directory, struct sockaddr_un *address)

@@ -10,6 +10,7 @@
 #endif
 #include "_door.h"
 
+#include <dirent.h>
 #include <dlfcn.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -227,6 +228,33 @@ ACCESS(access, (const char *path, int mode), real_node(path, node, sizeof node),
 ACCESS(euidaccess, (const char *path, int mode), real_node(path, node, sizeof node), mode)
 ACCESS(eaccess, (const char *path, int mode), real_node(path, node, sizeof node), mode)
 ACCESS(faccessat, (int at, const char *path, int mode, int flags), at, real_node(path, node, sizeof node), mode, flags)
+
+/* --- /sys/block/dm-N/holders: the server lists the devices that use device N, in a directory of its own -------- */
+
+static int holders(const char *path, char *directory_path, size_t size)
+{
+	unsigned int head[2] = { DM_IOCTL << 8 | DOOR_HOLDERS, sizeof(unsigned int) }, answer[2], min;
+	int end = 0, fd, failed;
+
+	if (!path || sscanf(path, "/sys/block/dm-%u/holders%n", &min, &end) != 1 || !end || path[end])
+		return 0;
+	if ((fd = door_reach(directory())) < 0)
+		return 0;
+	failed = door_send(fd, head, sizeof head) || door_send(fd, &min, sizeof min) ||
+		 door_receive(fd, answer, sizeof answer, 0) || answer[0] || answer[1] >= size ||
+		 door_receive(fd, directory_path, answer[1], 0);
+	close(fd);
+	if (failed)
+		return 0;
+	directory_path[answer[1]] = 0;
+	return 1;
+}
+
+EXPORT DIR *opendir(const char *path)
+{
+	char found[4096];
+	return NEXT(opendir)(holders(path, found, sizeof found) ? found : path);
+}
 
 /* --- nodes: one with a number of ours would lead nowhere, a link to its block device does -------------------- */
 

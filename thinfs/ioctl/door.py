@@ -4,14 +4,15 @@
     answer  = errno: u32, size: u32, size bytes to copy back               little endian
 
 One ioctl a connection, so that one which waits delays no other; closing it cancels the ioctl, as a signal does.
-A connection on which nothing is said is a program's open /dev/mapper/control.
+A number of our own asks who uses a device. A connection that says nothing is an open /dev/mapper/control.
 Promises: whatever a client sends harms its own connection only.
 """
 
 import errno
 import logging
+import os
 import struct
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Final
@@ -27,6 +28,8 @@ log = logging.getLogger(__name__)
 
 _FRAME: Final = struct.Struct("<II")
 _VERSION: Final = struct.Struct("<3I")
+_MINOR: Final = struct.Struct("<I")
+HOLDERS: Final = 0xF0  # no ioctl of device-mapper's: who uses the device of a minor number, answered by a directory
 MAX_REQUEST_BYTES: Final = 16 << 20  # the kernel takes what it can allocate
 
 
@@ -35,6 +38,7 @@ class Door:
     backend: Backend
     # Before an ioctl: what the kernel has yet to tell of closed image files is told, so that open counts are true.
     settle: Callable[[], Awaitable[None]] = trio.lowlevel.checkpoint
+    show_holders: Callable[[int, Iterable[int]], str] | None = None  # see Numbers
 
     async def handle(self, stream: trio.abc.Stream) -> None:
         """Serve one connection to its end; raises nothing of its client's doing."""
@@ -59,8 +63,23 @@ class Door:
             return
         async with trio.open_nursery() as nursery:
             nursery.start_soon(_cancel_when_gone, stream, nursery.cancel_scope)
-            await _send(stream, *await self.answer(number & 0xFF, raw))
+            if number & 0xFF == HOLDERS and self.show_holders is not None and size == _MINOR.size:
+                await _send(stream, 0, os.fsencode(self.show_holders(*await self._holders(raw))))
+            else:
+                await _send(stream, *await self.answer(number & 0xFF, raw))
             nursery.cancel_scope.cancel()
+
+    async def _holders(self, raw: bytes) -> tuple[int, list[int]]:
+        """(minor, the minors of the devices whose live table names it)."""
+        (minor,) = _MINOR.unpack(raw)
+        infos = await self.backend.list()
+        major = infos[0].major if infos else 0
+        found = []
+        for info in infos:
+            with suppress(NoSuchDevice):  # it went meanwhile
+                if (major, minor) in await self.backend.deps(info.name):
+                    found.append(info.minor)
+        return minor, found
 
     async def answer(self, command_number: int, raw: bytes) -> tuple[int, bytes]:
         """(errno, bytes to copy back): of a refusal the version only, as device-mapper writes it in any case."""

@@ -7,6 +7,8 @@ Promises: a link is replaced at once, never missing in between; nothing is left 
 """
 
 import os
+import shutil
+from collections.abc import Iterable
 from contextlib import suppress
 from typing import Protocol
 
@@ -45,7 +47,7 @@ class Numbers:
             if info.st_uid not in (0, os.geteuid()):
                 raise PermissionRefused(f"{self._directory}: belongs to uid {info.st_uid}, not to uid {os.geteuid()}")
             for name in os.listdir(self._directory):  # of a server that ended badly
-                os.unlink(f"{self._directory}/{name}")
+                self._unlink(name)
             os.symlink(str(major), f"{self._directory}/major")
         except OSError as error:
             raise from_oserror(error, self._directory) from None
@@ -65,6 +67,16 @@ class Numbers:
         for name in self._links.pop((device.major, device.minor), ()):
             self._unlink(name)
 
+    def show_holders(self, minor: int, holders: Iterable[int]) -> str:
+        """A directory with an entry dm-N for each of the minor numbers: /sys/block/dm-MINOR/holders."""
+        name = f"holders:{minor}"
+        path = f"{self._directory}/{name}"
+        self._unlink(name)
+        os.mkdir(path, 0o700)
+        for holder in holders:
+            os.symlink(f"../holders:{holder}", f"{path}/dm-{holder}")
+        return path
+
     def close(self) -> None:
         with suppress(OSError):
             for name in os.listdir(self._directory):
@@ -79,5 +91,9 @@ class Numbers:
         os.replace(made + "~", made)
 
     def _unlink(self, name: str) -> None:
+        path = f"{self._directory}/{name}"
+        if os.path.isdir(path) and not os.path.islink(path):
+            shutil.rmtree(path, ignore_errors=True)
+            return
         with suppress(FileNotFoundError):
-            os.unlink(f"{self._directory}/{name}")
+            os.unlink(path)

@@ -67,10 +67,6 @@ def scan(images: Sequence[Readable]) -> Disks:
     for pv in pvs:
         by_uuid[pv.uuid].append(pv)
         problems += pv.faults
-        if not pv.nr_areas:
-            continue
-        if not pv.texts and not pv.faults:
-            problems.append(f"{pv.device.label}: PV {pv.uuid} is in no volume group")
     groups = tuple(_groups(pvs, by_uuid, problems))
     _refuse_claimed_twice(groups)
     for group in groups:
@@ -78,18 +74,19 @@ def scan(images: Sequence[Readable]) -> Disks:
         problems += group.vg.remarks
         if group.vg.fault:
             problems.append(str(group.vg.fault))
-    listed = {entry.uuid for group in groups for entry in group.vg.pvs.values()}
-    for uuid, same in by_uuid.items():
-        if uuid not in listed and (not same[0].nr_areas or same[0].texts):
-            problems.append(
-                f"{same[0].device.label}: PV {uuid} is in no volume group of these disks"
-                + (
-                    ""
-                    if same[0].nr_areas
-                    else ", and has no metadata of its own: give the other disks of its group too"
-                )
-            )
+    problems += _homeless(by_uuid, groups)
     return Disks(disks, groups, tuple(problems))
+
+
+def _homeless(by_uuid: Mapping[str, list[PhysicalVolume]], groups: Sequence[Group]) -> Iterator[str]:
+    listed = {entry.uuid for group in groups for entry in group.vg.pvs.values()}
+    for uuid, (pv, *_) in by_uuid.items():
+        if uuid in listed:
+            continue
+        if not pv.nr_areas:
+            yield f"{pv.device.label}: PV {uuid} has no metadata of its own: give the other disks of its group too"
+        elif pv.texts or not pv.faults:
+            yield f"{pv.device.label}: PV {uuid} is in no volume group of these disks"
 
 
 # -- disks

@@ -156,8 +156,8 @@ def volume_group(text: Section) -> VolumeGroup:
     name, section = groups[0]
     where = f"VG {name}"
     _check_name(name, where)
-    if string_in(section, "format", where) != "lvm2":
-        raise BadMetadata(f"{where}: format {section['format']!r}, not lvm2")
+    if section.get("format", "lvm2") != "lvm2":  # informational, and missing in old texts
+        raise BadMetadata(f"{where}: format {str(section['format'])[:40]!r}, not lvm2")
     status = words_in(section, "status", where)
     group = VolumeGroup(
         name,

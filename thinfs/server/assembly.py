@@ -114,7 +114,7 @@ async def userspace(directory: str, *, loop_devices: bool = True, native: bool =
             try:
                 front_ends.numbers = Numbers(directory, mapper.major)
                 holder = block_devices.holder if block_devices is not None else nobody
-                yield Served(mapper, holder, front_ends.mount.settle)
+                yield Served(mapper, holder, front_ends.mount.settle, show_holders=front_ends.numbers.show_holders)
             finally:
                 if block_devices is not None:
                     with trio.move_on_after(_DETACH_SECONDS, shield=True):

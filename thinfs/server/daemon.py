@@ -12,7 +12,7 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterable, Iterator
 from contextlib import AbstractAsyncContextManager, contextmanager, suppress
 from dataclasses import dataclass
 from types import FrameType
@@ -43,6 +43,7 @@ class Served:
     holder: Holder = nobody
     settle: Callable[[], Awaitable[None]] = trio.lowlevel.checkpoint  # see ControlServer
     devices_stay: bool = False  # see ControlServer
+    show_holders: Callable[[int, Iterable[int]], str] | None = None  # see Door
 
 
 Assembly: TypeAlias = Callable[[str], AbstractAsyncContextManager[Served]]
@@ -53,7 +54,7 @@ async def run(directory: str, assembly: Assembly, ready: Callable[[], None]) -> 
     with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
         async with assembly(directory) as served:
             server = ControlServer(served.backend, directory, served.holder, served.settle, served.devices_stay)
-            door = Door(served.backend, served.settle)
+            door = Door(served.backend, served.settle, served.show_holders)
             with (
                 listening(paths.socket_path(directory)) as control,
                 listening(paths.ioctl_socket_path(directory)) as ioctls,
