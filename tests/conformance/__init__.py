@@ -1,1 +1,1 @@
-"""The contract of dm-thin, one suite over the seam; in a wheel thinfs_suites.conformance. Imports nothing of the tests."""
+"""dm-thin's contract as one suite over the seam; thinfs_suites.conformance in a wheel. Imports nothing of the tests."""
