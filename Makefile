@@ -14,6 +14,7 @@ demo:
 
 test:
 	@scripts/setup test
+	@scripts/setup engine
 	.venv/bin/pytest $(ARGS)
 
 # Both commands in a bare root of another Debian, as root and as an ordinary user: make test-on SUITE=bookworm, trixie or sid.
@@ -65,11 +66,13 @@ lint:
 # The full run takes up to 15 minutes of a machine that does nothing else, and writes bench/results and the README's table.
 bench:
 	@scripts/setup bench
+	@scripts/setup engine
 	.venv/bin/python -m bench run $(ARGS)
 
 # Under two minutes, one round: shows that the bench works and where a change has gone; writes .cache/bench/quick.
 bench-quick:
 	@scripts/setup bench
+	@scripts/setup engine
 	.venv/bin/python -m bench run --quick $(ARGS)
 
 # Where the time of a 4 KiB read, a 4 KiB write, a first write and a commit goes: bench/profile.txt.

@@ -18,7 +18,8 @@ from thinfs import compiled
 
 def engine_sources() -> list[str]:
     found = (path for pattern in compiled.SOURCES for path in Path("thinfs").glob(pattern))
-    return sorted(str(path) for path in found if path.name != "__init__.py")
+    left = {Path("thinfs", name) for name in compiled.INTERPRETED}
+    return sorted(str(path) for path in found if path.name != "__init__.py" and path not in left)
 
 
 def compiled_engine() -> list[Extension]:
@@ -64,15 +65,21 @@ class BuildWithManifest(build_ext):
 
 
 class BuildWithSuite(build_py):
-    """A wheel carries tests/conformance as thinfs_conformance, for `thinfs conformance`."""
+    """A wheel carries tests/conformance and tests/differential as thinfs_suites, for `thinfs conformance` and
+    `thinfs differential`."""
 
     def run(self) -> None:
         super().run()
         if not self.editable_mode:
-            target = Path(self.build_lib, "thinfs_conformance")
-            self.mkpath(str(target))
-            for file in sorted(Path("tests/conformance").glob("*.py")):
-                self.copy_file(str(file), str(target / file.name))
+            suites = Path(self.build_lib, "thinfs_suites")
+            self.mkpath(str(suites))
+            self.copy_file("tests/__init__.py", str(suites / "__init__.py"))
+            for name in ("conformance", "differential"):
+                self.mkpath(str(suites / name))
+                for file in sorted(Path("tests", name).glob("*.py")):
+                    if name == "differential" and file.name.startswith(("test_", "plant", "conftest")):
+                        continue  # the tests of the campaigns stand on others of the project
+                    self.copy_file(str(file), str(suites / name / file.name))
 
 
 def pkg_config(option: str) -> list[str]:

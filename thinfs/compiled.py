@@ -14,6 +14,7 @@ from importlib.util import spec_from_file_location
 from typing import Final
 
 SOURCES: Final = ("bio.py", "steps.py", "persistent/*.py", "pool/*.py")  # in thinfs/; __init__ stays as it is
+INTERPRETED: Final = ("persistent/candidates.py",)  # mypyc 2.4 fails on it, and only repairs need it
 GROUP: Final = "thinfs__mypyc"  # what all compiled modules share
 DIRECTORY: Final = "_compiled"
 MANIFEST: Final = "manifest.json"  # {"suffix": of the files, "sources": {path in thinfs/: sha256}}
@@ -47,7 +48,7 @@ def _is_usable() -> bool:
         path = os.path.join(_TOP, source)
         if not os.path.exists(path) or digest_of(path) != digest:
             print(
-                f"thinfs: the compiled engine is not that of {path}: it does not run (see scripts/setup)",
+                f"thinfs: the compiled engine is not that of {path}: it does not run (see scripts/setup engine)",
                 file=sys.stderr,
             )
             return False

@@ -1,1 +1,1 @@
-"""dm-thin's contract as one suite over the seam. Installed as thinfs_conformance: it imports nothing of the tests."""
+"""dm-thin's contract as one suite over the seam; thinfs_suites.conformance in a wheel. Imports nothing of the tests."""

@@ -5,36 +5,45 @@ and told as a script with its variant and seed.
 """
 
 import contextlib
+import re
 import shutil
 import subprocess
+import sys
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from errno import ENODEV, ENOENT
 from pathlib import Path
-from typing import Final
+from typing import Final, Protocol
 
 import trio
 import trio.testing
 
 from kernel_backend import differential, judges
 from kernel_backend.batch import Operation, Outcome
-from kernel_backend.block_io import pattern
+from kernel_backend.block_io import digest, pattern
+from kernel_backend.channel import GuestFailed
 from kernel_backend.runner import Guest
-from tests.conformance.files import thin_check
-from tests.conformance.userspace_machines import scratch_directory
+from kernel_backend.uml import GuestKernel
 from thinfs.userspace.blocking import run_on_the_spot
 from thinfs.userspace.devices import open_device_mapper
 
 from ..conformance import faults
+from ..conformance.files import thin_check
+from ..conformance.userspace_machines import scratch_directory
 from . import disks, history
+from .limits import TooLong, real_time
 from .model import contradictions
 from .variants import Variant
 
 IMAGES: Final = (1 << 30, 16 << 30, 1 << 30)  # metadata, data, origin
 HANGS: Final = -1
-HANG_SECONDS: Final = 1e6  # of the engine's virtual time
+HANG_SECONDS: Final = 300  # of the engine's virtual time: longer than any wait for space
 _NO_SPACE_TIMEOUT: Final = ("dm_thin_pool", "no_space_timeout")
+CALL_SECONDS: Final = 30.0  # for the whole of a history in a guest
+ENGINE_SECONDS: Final = 60.0
 _SHRINK_RUNS: Final = 400
+_SHRINK_SECONDS: Final = 90.0
 
 
 @dataclass(slots=True)
@@ -42,6 +51,25 @@ class Result:
     variant: Variant
     operations: list[Operation]
     differences: list[str] = field(default_factory=list)
+    states: list[str] = field(default_factory=list)  # digests of the metadata at the end, as thin_dump tells it
+
+
+class Side(Protocol):
+    """Who is held against the engine: a kernel, or a backend of somebody else's."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def metadata(self) -> str:
+        """Path of the metadata of the last history."""
+
+    def run(self, variant: Variant, operations: Sequence[Operation]) -> list[Outcome]: ...
+
+    def renew(self) -> None:
+        """After a failure: as new."""
+
+    def close(self) -> None: ...
 
 
 def placed(operations: Sequence[Operation], **words: str) -> list[Operation]:
@@ -96,6 +124,14 @@ class UserspaceSide:
         async def whole() -> list[Outcome]:
             run_on_the_spot()
             outcomes: list[Outcome] = []
+            # A device with a bio that never ends cannot be closed either: given up, once nothing else can happen.
+            with trio.CancelScope() as closing:
+                await every_outcome(outcomes, closing)
+            if len(outcomes) < len(placed_here):
+                raise TooLong("the engine's devices cannot be closed, and not all operations were done")
+            return outcomes
+
+        async def every_outcome(outcomes: list[Outcome], closing: trio.CancelScope) -> None:
             async with open_device_mapper() as mapper:
                 mapper.pools.no_space_timeout = variant.no_space_timeout
                 runner = differential.SeamRunner(mapper)
@@ -107,13 +143,14 @@ class UserspaceSide:
                         else:
                             outcomes.append(await self._outcome(runner, operation))
                 finally:
+                    closing.deadline = trio.current_time() + HANG_SECONDS
                     await runner.close_all()
-            return outcomes
 
         with faults.installed() if disks.breaks(operations) else contextlib.nullcontext():
             try:
                 # Where everything waits the clock jumps to what comes next: the end of a wait for space, a commit.
-                outcomes = trio.run(whole, clock=trio.testing.MockClock(autojump_threshold=0))
+                with real_time(ENGINE_SECONDS):
+                    outcomes = trio.run(whole, clock=trio.testing.MockClock(autojump_threshold=0))
             finally:
                 for path in paths.values():
                     disks.change_file(path, "work")
@@ -136,6 +173,23 @@ class KernelSide:
 
     def __init__(self, guest: Guest) -> None:
         self.guest = guest
+
+    @classmethod
+    def boot(cls, kernel: GuestKernel) -> "KernelSide":
+        return cls(Guest(kernel, images=IMAGES, memory_mb=256, call_timeout=CALL_SECONDS))
+
+    @property
+    def name(self) -> str:
+        return self.guest.kernel.name
+
+    def renew(self) -> None:
+        """Another guest for one that is dead or does not answer."""
+        self.guest.kill()
+        self.guest.close()
+        self.guest = KernelSide.boot(self.guest.kernel).guest
+
+    def close(self) -> None:
+        self.guest.close()
 
     @property
     def metadata(self) -> str:
@@ -163,28 +217,44 @@ class KernelSide:
             outcomes = disks.collapse(guest.batch(expanded), counts)
             return [_as_6_1(outcome) for outcome in anonymous(operations, outcomes, **words)]
         finally:
-            guest.reset()
+            if not isinstance(sys.exc_info()[1], GuestFailed):  # who does not answer is not asked to clean up
+                guest.reset()
 
     def _create(self, name: str, table: str) -> str:
         info = self.guest.create(name, table)
         return f"{info.major}:{info.minor}"
 
 
-def compare(
-    variant: Variant, operations: Sequence[Operation], ours: UserspaceSide, theirs: KernelSide | None
-) -> Result:
+def compare(variant: Variant, operations: Sequence[Operation], ours: UserspaceSide, theirs: Side | None) -> Result:
     """Without a kernel: the engine against the model and thin_check alone."""
     result = Result(variant, list(operations))
     whole = [*operations, *history.endings(operations)]
-    answers = ours.run(variant, whole)
+    try:
+        answers = ours.run(variant, whole)
+    except Exception as error:  # a bug of the engine's, or of the tests': a finding either way
+        result.differences.append(f"userspace: {told(error)}")
+        return result
     ours_dumped = _checked(result, whole, answers, ours.metadata, "userspace")
+    result.states = [digest(ours_dumped.encode())]
     if theirs is None:
         return result
-    kernels = theirs.run(variant, whole)
+    try:
+        kernels = theirs.run(variant, whole)
+    except Exception as error:
+        result.differences.append(f"{theirs.name}: {told(error)}")
+        theirs.renew()
+        return result
     result.differences += differential.differences(whole, answers, kernels)
     if ours_dumped != _checked(result, whole, kernels, theirs.metadata, "the kernel"):
         result.differences.append("thin_dump differs")
     return result
+
+
+def told(error: BaseException) -> str:
+    """One line; of a group the first that is in it."""
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return f"{type(error).__name__}: {error}".splitlines()[0]
 
 
 def _checked(result: Result, whole: Sequence[Operation], answers: Sequence[Outcome], metadata: str, who: str) -> str:
@@ -201,13 +271,17 @@ def _checked(result: Result, whole: Sequence[Operation], answers: Sequence[Outco
     return dumped
 
 
-def shrunk(result: Result, ours: UserspaceSide, theirs: KernelSide | None) -> Result:
+def shrunk(result: Result, ours: UserspaceSide, theirs: Side | None) -> Result:
     """Leave out ever smaller pieces as long as something still differs."""
-    best, runs = result, 0
+    best, runs, begun = _without_rest(result, ours, theirs), 0, time.monotonic()
+
+    def may_go_on() -> bool:
+        return runs < _SHRINK_RUNS and time.monotonic() - begun < _SHRINK_SECONDS
+
     size = len(best.operations) // 2
-    while size and runs < _SHRINK_RUNS:
+    while size and may_go_on():
         begin, removed = 0, False
-        while begin < len(best.operations) and runs < _SHRINK_RUNS:
+        while begin < len(best.operations) and may_go_on():
             shorter = best.operations[:begin] + best.operations[begin + size :]
             if history.may_hang(shorter):
                 begin += size
@@ -222,10 +296,20 @@ def shrunk(result: Result, ours: UserspaceSide, theirs: KernelSide | None) -> Re
     return best
 
 
-def report(result: Result, seed: int, ours: UserspaceSide, theirs: KernelSide | None) -> str:
+def _without_rest(result: Result, ours: UserspaceSide, theirs: Side | None) -> Result:
+    """What comes after the first operation whose answers differ has nothing to do with it."""
+    numbers = [int(found[1]) for line in result.differences if (found := re.search(r"(?:^|, )(\d+): ", line))]
+    end = min(numbers, default=len(result.operations)) + 1
+    if end >= len(result.operations) or history.may_hang(result.operations[:end]):
+        return result
+    tried = compare(result.variant, result.operations[:end], ours, theirs)
+    return tried if tried.differences else result
+
+
+def report(result: Result, seed: int, ours: UserspaceSide, theirs: Side | None) -> str:
     """What a bug report needs."""
     small = shrunk(result, ours, theirs)
-    kernel = theirs.guest.kernel.name if theirs is not None else "none"
+    kernel = theirs.name if theirs is not None else "none"
     return "\n".join(
         [
             f"variant {result.variant.name}, seed {seed}, kernel {kernel}:",

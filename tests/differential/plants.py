@@ -35,8 +35,8 @@ PLANTS: Final = (
     Shown(
         Plant(
             "a snapshot shares with its origin since one snapshot too early",
-            r"snap\.snapshotted_time = origin\.snapshotted_time = self\.([\w.]+)$",
-            r"snap.snapshotted_time = origin.snapshotted_time = self.\1 - 1",
+            r"snap\.snapshotted_time = self\.([\w.]+)$",
+            r"snap.snapshotted_time = self.\1 - 1",
         ),
         "plain",
     ),

@@ -26,12 +26,15 @@ def run(*words: str, top: Path = TOP, pure: str = "0", **more: str) -> "subproce
 
 
 def need_a_compiled_engine() -> None:
+    log = TOP / ".cache/engine.log"
+    if log.exists() and "mypyc refuses" in log.read_text():
+        pytest.fail("mypyc refuses the engine: .cache/engine.log")
     manifest = TOP / "thinfs" / compiled.DIRECTORY / compiled.MANIFEST
     if not manifest.exists():
-        pytest.skip("the engine is not compiled (THINFS_PURE=1 at set-up): scripts/setup test")
+        pytest.skip("the engine is not compiled (THINFS_PURE=1 at set-up): scripts/setup engine")
     for source, digest in json.loads(manifest.read_text())["sources"].items():
         if compiled.digest_of(str(TOP / "thinfs" / source)) != digest:
-            pytest.skip(f"{source} was edited since it was compiled: scripts/setup test")
+            pytest.skip(f"{source} was edited since it was compiled: scripts/setup engine")
 
 
 @pytest.fixture

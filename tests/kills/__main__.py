@@ -36,6 +36,7 @@ def main() -> int:
         print(f"seed {options.seed}, kill {campaign.kills}; what is left: {directory}", file=sys.stderr)
         raise
     shutil.rmtree(directory)
+    print(f"{campaign.held_on} of the killed servers were let go by the start of the next one")
     print(f"{campaign.kills} kills survived, {campaign.nr_checked} blocks, files and snapshots checked, nothing lost")
     return 0
 

@@ -48,6 +48,7 @@ class Campaign:
     safe: Safe = field(default_factory=Safe)
     kills: int = 0
     nr_checked: int = 0
+    held_on: int = 0  # killed servers that only the next one's start let go
 
     def __post_init__(self) -> None:
         self.server = Server(self.directory)
@@ -111,10 +112,7 @@ class Campaign:
             both = chance.random() < 0.3  # with the process that would have helped
             for pid in [*(agents if both else []), server]:
                 os.kill(pid, 9)
-            self.server.process.wait(SECONDS)
-            self.server.process = None
-            if both:  # then a frozen file system is thawed by the next server
-                self.server.start()
+            self._await_end(self.server.process, both)
             for one in threads:
                 one.join(SECONDS)
             if any(one.is_alive() for one in threads):
@@ -130,6 +128,22 @@ class Campaign:
             f"kill {self.kills}{' (and its agent)' if both else ''}: {self.safe.suspends - suspends} suspends, "
             f"{len(self.safe.blocks)} blocks, {len(self.safe.files)} files, {len(self.safe.snapshots)} snapshots there"
         )
+
+    def _await_end(self, process: "subprocess.Popen[bytes]", both: bool) -> None:
+        """Of the killed server. Where its agent is dead too it is the next server that lets go whoever waits: threads
+        of the dead one, writers to a frozen file system."""
+        if both:
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(2)
+            self.held_on += process.returncode is None
+            self.server.process = None
+            self.server.start()
+        try:
+            process.wait(SECONDS)
+        except subprocess.TimeoutExpired:
+            raise Lost(f"the killed server holds on{' (its agent is dead)' * both}: {waiting(process.pid)}") from None
+        if not both:
+            self.server.process = None
 
     def _machine_lives(self, agents: list[int]) -> None:
         for pid in agents:
@@ -209,6 +223,18 @@ class Campaign:
 
 def children_of(pid: int) -> list[int]:
     return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+def waiting(pid: int) -> list[str]:
+    """Name, state, and where in the kernel, of its threads."""
+    found = []
+    for thread in os.listdir(f"/proc/{pid}/task"):
+        with suppress(OSError):
+            path = Path(f"/proc/{pid}/task/{thread}")
+            state = (path / "stat").read_text().rpartition(")")[2].split()[0]
+            stack = (path / "stack").read_text().replace("[<0>] ", "").split("\n")[:12]
+            found.append(f"{(path / 'comm').read_text().strip()} {state} {' < '.join(stack)}")
+    return found
 
 
 def alive(pid: int) -> bool:

@@ -21,7 +21,7 @@ from typing import Any, Final, NoReturn
 from thinfs.blockdevs import file_system, loop
 from thinfs.blockdevs.loop import InUse, LoopDevice
 from thinfs.dead_server import let_go
-from thinfs.libc import signal_at_death_of_parent
+from thinfs.libc import signal_at_death_of_parent, write_dirty_pages
 
 MAX_CALL_BYTES: Final = 65536
 _GRACE_SECONDS: Final = 0.3  # a killed process that holds on for longer waits for itself
@@ -55,10 +55,19 @@ def _thaw(number: int) -> None:
         file_system.thaw_abandoned(_device(number))
 
 
+def _write_dirty_pages(path: str) -> None:
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        write_dirty_pages(descriptor)
+    finally:
+        os.close(descriptor)
+
+
 _CALLS: Final[Mapping[str, Callable[..., Any]]] = {
     "attach": _attach,
     "freeze": _freeze,
     "thaw": _thaw,
+    "write_dirty_pages": _write_dirty_pages,
     "is_same": lambda number, file: loop.is_same(_device(number, file)),
     "resize": lambda number: loop.resize(_device(number)),
     "mounted": lambda number: loop.mounted(_device(number)),

@@ -207,6 +207,13 @@ class Nodes:
         except OSError as error:
             log.warning("%s: %s cannot be synced: %s", device.name, attached.path, error)
 
+    async def write_dirty_pages(self, name: str) -> None:
+        """What was dirtied through mappings of the device's file reaches the device; may wait as its writes wait."""
+        try:
+            await self._call("write_dirty_pages", os.path.join(self._mount_dir, name), abandon_on_cancel=True)
+        except OSError as error:
+            log.debug("%s: its dirty pages: %s", name, error)
+
     def frozen(self) -> list[str]:
         """The devices whose file system waits to be thawed."""
         return list(self._frozen)

@@ -1,7 +1,7 @@
 """`thinfs conformance`: dm-thin's contract as a test suite, against the userspace engine, a server or a kernel.
 
 Promises: pytest's own words and exit status; what a backend cannot run is listed with the reason. The suite is the
-package thinfs_conformance, in a checkout tests/conformance; it needs pytest and pytest-trio (thinfs[test]).
+package thinfs_suites.conformance, in a checkout tests/conformance; it needs pytest and pytest-trio (thinfs[test]).
 """
 
 import argparse
@@ -26,9 +26,9 @@ _NEEDED: Final = ("pytest", "pytest_trio", "trio")
 
 
 def suite_directory() -> Path | None:
-    found = importlib.util.find_spec("thinfs_conformance")
+    found = importlib.util.find_spec("thinfs_suites")
     if found is not None and found.origin is not None:
-        return Path(found.origin).parent
+        return Path(found.origin).parent / "conformance"
     checkout = Path(__file__).parents[2] / "tests" / "conformance"
     return checkout if checkout.is_dir() else None
 
@@ -47,7 +47,7 @@ def main(words: Sequence[str]) -> int:
         return 1
     directory = suite_directory()
     if directory is None:
-        print("thinfs conformance: the suite is not installed: no package thinfs_conformance", file=sys.stderr)
+        print("thinfs conformance: the suite is not installed: no package thinfs_suites", file=sys.stderr)
         return 1
     backends: list[str] = options.backend or ["userspace"]
     if "kernel" in backends and os.geteuid() != 0:
@@ -57,4 +57,8 @@ def main(words: Sequence[str]) -> int:
     import pytest
 
     settings = ["-c", os.devnull, f"--rootdir={directory}", "-p", "no:cacheprovider", "-o", "trio_mode=true"]
-    return int(pytest.main([*settings, "-W", "error", "-ra", str(directory), *rest]))
+    return int(
+        pytest.main(
+            [*settings, "-W", "error", "-W", "ignore::pytest.PytestAssertRewriteWarning", "-ra", str(directory), *rest]
+        )
+    )

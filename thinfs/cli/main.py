@@ -41,6 +41,7 @@ COMMANDS: Mapping[str, Command] = {
     "pack": Command("thinfs.cli.rebuild_tools", "pack", "a pool's metadata as a small file"),
     "unpack": Command("thinfs.cli.rebuild_tools", "unpack", "metadata out of such a file"),
     "metadata-size": Command("thinfs.cli.tools", "metadata_size", "how large a metadata device must be"),
+    "differential": Command("thinfs.cli.differential", "main", "long histories on the engine and a kernel, compared"),
     "conformance": Command("thinfs.cli.conformance", "main", "dm-thin's contract as a test suite, on any backend"),
     "demo": Command("thinfs.cli.demo", "main", "a walkthrough, narrated, that leaves nothing behind"),
 }

@@ -67,8 +67,12 @@ class Mount:
         They are the only dirty ones: write(2) is written through. It waits as long as those writes wait, so not
         for a suspend with noflush.
         """
-        if self._operations.is_open(image):  # a mapping keeps its file open
+        if self.may_be_dirty(image):
             await self._notify(_write_dirty_pages, os.path.join(self.directory, image.name))
+
+    def may_be_dirty(self, image: Image) -> bool:
+        """A mapping keeps its file open."""
+        return self._operations.is_open(image)
 
     async def settle(self) -> None:
         """Requests that the kernel has queued up to now are begun.

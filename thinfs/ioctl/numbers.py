@@ -8,6 +8,7 @@ Promises: a link is replaced at once, never missing in between; nothing is left 
 
 import os
 import shutil
+import stat
 from collections.abc import Iterable
 from contextlib import suppress
 from typing import Protocol
@@ -92,8 +93,9 @@ class Numbers:
 
     def _unlink(self, name: str) -> None:
         path = f"{self._directory}/{name}"
-        if os.path.isdir(path) and not os.path.islink(path):
-            shutil.rmtree(path, ignore_errors=True)
-            return
         with suppress(FileNotFoundError):
-            os.unlink(path)
+            # never through a link: it may lead into our own mount, which would wait for this very thread
+            if stat.S_ISDIR(os.lstat(path).st_mode):
+                shutil.rmtree(path, ignore_errors=True)
+            else:
+                os.unlink(path)

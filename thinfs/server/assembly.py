@@ -78,8 +78,10 @@ class FrontEnds:
         """What a file system or a page cache above still holds belongs to the time before the suspend."""
         if self._nodes is not None:
             await self._nodes.before_suspend(device, lockfs=lockfs)
-        if self.mount is not None:
+        if self.mount is not None and self._nodes is None:
             await self.mount.flush_dirty(device)
+        elif self.mount is not None and self._nodes is not None and self.mount.may_be_dirty(device):
+            await self._nodes.write_dirty_pages(device.name)  # by a process that may wait for this one
 
     async def resumed(self, device: MappedDevice) -> None:
         if self._nodes is not None:

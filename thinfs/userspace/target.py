@@ -14,7 +14,7 @@ from thinfs.dm.table import TargetLine
 from thinfs.errors import InvalidArgument, NotSupported
 from thinfs.pool.served import Volume
 from thinfs.steps import Chain
-from thinfs.units import sectors_to_bytes
+from thinfs.units import bytes_to_sectors, sectors_to_bytes
 from thinfs.userspace.backing import Backing
 
 DEFAULT_BLOCK_BYTES: Final = 65536
@@ -162,3 +162,12 @@ def zero_by_writing(target: Submits, bio: Bio) -> None:
     chain = Chain(writes(), blocks=False)
     chain.start()
     chain.then(lambda: bio.complete(chain.error))
+
+
+def check_window(target: str, name: str, backing: Backing, offset_sectors: int, length_sectors: int) -> None:
+    """Does what a target uses of a device below end within it? `name` is how the device is called."""
+    available = bytes_to_sectors(backing.size_bytes)
+    if offset_sectors + length_sectors > available:
+        raise InvalidArgument(
+            f"{target}: {name} too small for target: start={offset_sectors}, len={length_sectors}, dev_size={available}"
+        )

@@ -12,10 +12,10 @@ from thinfs.bio import Bio, Op
 from thinfs.blockdev import Buffer
 from thinfs.dm.table import TargetLine, parse_decimal, quote_word
 from thinfs.errors import InvalidArgument, ThinfsError, prefixed
-from thinfs.units import bytes_to_sectors, sectors_to_bytes
+from thinfs.units import sectors_to_bytes
 from thinfs.userspace.backing import Backing
 from thinfs.userspace.loading import Loading
-from thinfs.userspace.target import Plain, zero_by_writing
+from thinfs.userspace.target import Plain, check_window, zero_by_writing
 
 
 class LinearTarget(Plain):
@@ -39,12 +39,7 @@ class LinearTarget(Plain):
         yield self._backing
 
     def check_swap(self) -> None:
-        available = bytes_to_sectors(self._backing.size_bytes)
-        if self._offset_sectors + self.line.length_sectors > available:
-            raise InvalidArgument(
-                f"linear: {self.line.params[0]} too small for target: start={self._offset_sectors}, "
-                f"len={self.line.length_sectors}, dev_size={available}"
-            )
+        check_window("linear", self.line.params[0], self._backing, self._offset_sectors, self.line.length_sectors)
 
     def read_now(self, offset: int, length: int) -> bytes | None:
         return self._backing.read_now(self._start + offset, length)

@@ -18,10 +18,10 @@ import trio
 from thinfs.bio import Bio, Op, Split
 from thinfs.dm.table import TargetLine, parse_decimal, quote_word
 from thinfs.errors import InvalidArgument, IOFailed, ThinfsError, prefixed
-from thinfs.units import bytes_to_sectors, sectors_to_bytes
+from thinfs.units import sectors_to_bytes
 from thinfs.userspace.backing import Backing
 from thinfs.userspace.loading import Loading
-from thinfs.userspace.target import Plain, zero_by_writing
+from thinfs.userspace.target import Plain, check_window, zero_by_writing
 from thinfs.waiting import do
 
 log = logging.getLogger(__name__)
@@ -91,12 +91,7 @@ class MirrorTarget(Plain):
 
     def check_swap(self) -> None:
         for leg in self._legs:
-            available = bytes_to_sectors(leg.backing.size_bytes)
-            if leg.offset_sectors + self.line.length_sectors > available:
-                raise InvalidArgument(
-                    f"mirror: {leg.backing.label} too small for target: start={leg.offset_sectors}, "
-                    f"len={self.line.length_sectors}, dev_size={available}"
-                )
+            check_window("mirror", leg.backing.label, leg.backing, leg.offset_sectors, self.line.length_sectors)
 
     # -- copying -----------------------------------------------------------------------------------------
 

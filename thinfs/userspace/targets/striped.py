@@ -14,10 +14,10 @@ from thinfs.bio import Bio, Op, Split
 from thinfs.blockdev import Buffer
 from thinfs.dm.table import TargetLine, parse_decimal, quote_word
 from thinfs.errors import InvalidArgument, ThinfsError, prefixed
-from thinfs.units import bytes_to_sectors, sectors_to_bytes
+from thinfs.units import sectors_to_bytes
 from thinfs.userspace.backing import Backing
 from thinfs.userspace.loading import Loading
-from thinfs.userspace.target import Plain, zero_by_writing
+from thinfs.userspace.target import Plain, check_window, zero_by_writing
 
 _MAX_U32 = 0xFFFFFFFF
 
@@ -62,12 +62,7 @@ class StripedTarget(Plain):
     def check_swap(self) -> None:
         length = self.line.length_sectors // len(self._stripes)
         for stripe in self._stripes:
-            available = bytes_to_sectors(stripe.backing.size_bytes)
-            if stripe.offset_sectors + length > available:
-                raise InvalidArgument(
-                    f"striped: {stripe.backing.label} too small for target: start={stripe.offset_sectors}, "
-                    f"len={length}, dev_size={available}"
-                )
+            check_window("striped", stripe.backing.label, stripe.backing, stripe.offset_sectors, length)
 
     # -- I/O ---------------------------------------------------------------------------------------------
 
