@@ -25,6 +25,7 @@ class FakeDevice:
         self.name = name
         self.read_only = read_only
         self.handles = 1
+        self.shown_as: tuple[int, int] | None = None
 
     def opened(self) -> None:
         self.handles += 1

@@ -104,6 +104,20 @@ def test_discards_of_the_file_system_give_blocks_back(disks: Machine, tmp_path: 
     run("umount", str(base))
 
 
+def test_the_loop_device_of_a_device_is_that_device_in_a_table(disks: Machine) -> None:
+    """Read as a block device of the machine it would wait for the very thread that reads it, for ever."""
+    name = f"{THIN}-window"
+    loop = os.path.realpath(f"/dev/mapper/{THIN}")
+    disks.prints("create", name, "--table", f"0 2048 linear {loop} 0")
+    try:
+        with (disks.mount_dir / name).open("rb", buffering=0) as image:
+            assert len(image.read(4096)) == 4096
+        minor = disks.prints("info", "-c", "--noheadings", "-o", "minor", THIN).strip()
+        assert disks.prints("table", name).split()[3].partition(":")[2] == minor
+    finally:
+        disks.prints("remove", name)
+
+
 def test_a_grown_device_is_a_grown_block_device(disks: Machine) -> None:
     disks.prints("reload", THIN, "--table", f"0 131072 thin /dev/mapper/{POOL} 0")
     disks.prints("resume", THIN)

@@ -49,6 +49,28 @@ def test_the_first_command_starts_the_server_and_the_devices_are_files(mounted: 
     ended(mounted)
 
 
+def test_a_link_to_an_image_file_is_that_device(mounted: Machine) -> None:
+    """Opened as a file of the machine it would wait for the very thread that reads it, for ever."""
+    make_pool_files(mounted.mount_dir.parent)
+    mounted.prints("create", "p", "--table", TABLE)
+    mounted.prints("message", "p", "0", "create_thin 1")
+    info = mounted.prints("create", "t", "--table", "0 65536 thin /dev/mapper/p 1")
+    link = mounted.mount_dir.parent / "link"
+    link.symlink_to(mounted.mount_dir / "t")
+    mounted.prints("create", "l", "--table", f"0 2048 linear {link} 128")
+    minor = mounted.prints("info", "-c", "--noheadings", "-o", "minor", "t").strip()
+    assert mounted.prints("table", "l").split()[3].partition(":")[2] == minor, info
+    with (mounted.mount_dir / "l").open("r+b", buffering=0) as image:
+        image.write(b"through the link")
+        os.fsync(image.fileno())
+    with (mounted.mount_dir / "t").open("rb", buffering=0) as image:
+        image.seek(65536)
+        assert image.read(16) == b"through the link"
+    refusal = mounted.dmsetup("load", "t", "--table", f"0 2048 linear {mounted.mount_dir.parent / 'link'} 0")
+    assert refusal.returncode == 1
+    assert "t: cannot stand on t" in refusal.stdout
+
+
 def test_commands_that_start_the_server_together_start_one(mounted: Machine) -> None:
     with ThreadPoolExecutor(6) as pool:
         outputs = list(pool.map(lambda _: mounted.prints("ls"), range(6)))

@@ -44,7 +44,9 @@ _THAW_SECONDS: Final = 10
 
 
 class NamedDevice(Protocol):
-    """Of a mapped device, what is needed here."""
+    """Of a mapped device, what is needed here; `shown_as` is told to it: the number of its loop device."""
+
+    shown_as: tuple[int, int] | None
 
     @property
     def name(self) -> str: ...
@@ -163,6 +165,7 @@ class Nodes:
         # The loop driver's own open of the file is not a use of the device.
         device.closed()
         self._loops[device.name], self._devices[device.name] = attached, device
+        device.shown_as = (loop.LOOP_MAJOR, attached.number)
         log.info("%s: %s", device.name, attached.path)
         await _in_thread(self._link, device.name, attached)
 
@@ -248,6 +251,7 @@ class Nodes:
         except OSError as error:
             raise Busy(f"{device.name}: {attached.path} cannot be detached: {error.strerror}") from None
         del self._loops[device.name], self._devices[device.name]
+        device.shown_as = None
         self._going.discard(device)
         await _in_thread(self._unlink, device.name, attached)
 

@@ -6,6 +6,7 @@ Source: docs/reference/behaviour.md; docs/reference/clients.md for what programs
 """
 
 import logging
+import os
 from collections import Counter
 from collections.abc import AsyncIterator, Collection, Sequence
 from contextlib import asynccontextmanager
@@ -191,6 +192,9 @@ class DeviceMapper:
     async def _acquire(self, upper: MappedDevice, word: str, *, read_only: bool = False) -> Backing:
         """The device below that a word in a table of `upper` means: any of ours, but none that stands on it."""
         mapped = self._registry.of_word(word)
+        if mapped is None:
+            files = await run_blocking(_what_they_are, word, self.mount_dir)
+            mapped = None if files is None else self._registry.of_file(*files)
         if mapped is None:
             return await run_blocking(partial(self._backings.acquire, word, read_only=read_only))
         if self._registry.stands_on(mapped, upper):
@@ -425,6 +429,18 @@ class DeviceMapper:
 def _line(target: Target, params: str) -> str:
     line = target.line
     return f"{line.start_sectors} {line.length_sectors} {line.target} {params}"
+
+
+def _what_they_are(word: str, mount_dir: str) -> tuple[os.stat_result, os.stat_result | None] | None:
+    """Of a path and of the mount; None where the path is none. In a thread: the answer may be this server's."""
+    try:
+        info = os.stat(word)
+    except (OSError, ValueError):
+        return None  # who opens it says why
+    try:
+        return info, os.stat(mount_dir)
+    except OSError:
+        return info, None
 
 
 class Handle:

@@ -46,6 +46,7 @@ class MappedDevice:
         self.handles = 0
         self.lock = trio.Lock()  # one change of tables or state at a time
         self.on_last_close: Callable[[], None] | None = None
+        self.shown_as: tuple[int, int] | None = None  # (major, minor) of the machine's block device that shows it
         self.on_gate_opened: Callable[[], None] | None = None
         self._now: Table | None = None  # the live table while the gate is open
         self._volume: Volume | None = None  # serves our file beside us

@@ -3,6 +3,8 @@
 Promises: names in the order of creation; a device that a word of a table means is found whatever way it is written.
 """
 
+import os
+import stat
 from collections.abc import Iterator, Sequence
 from typing import Final
 
@@ -100,9 +102,19 @@ class Registry:
         """The device of ours that a word of a table means, or None."""
         number = mapped_number(word)
         if number is not None:
-            return next((device for device in self if (device.major, device.minor) == number), None)
+            return next((one for one in self if number in ((one.major, one.minor), one.shown_as)), None)
         name = mapped_name(word, self.mount_dir)
         return None if name is None else self._devices.get(name)
+
+    def of_file(self, info: os.stat_result, mount: os.stat_result | None) -> MappedDevice | None:
+        """The device of ours that a file turns out to be: an image file of the mount, or the block device that shows one.
+        Opened as a file it would wait for the very thread that reads it."""
+        if stat.S_ISBLK(info.st_mode):
+            number = (os.major(info.st_rdev), os.minor(info.st_rdev))
+            return next((device for device in self if device.shown_as == number), None)
+        if mount is None or info.st_dev != mount.st_dev:
+            return None
+        return next((device for device in self if device.inode == info.st_ino), None)
 
     def users_of(self, device: MappedDevice) -> list[MappedDevice]:
         """Devices with a table, live or inactive, that names `device`."""
