@@ -107,7 +107,7 @@ class Registry:
         return None if name is None else self._devices.get(name)
 
     def of_file(self, info: os.stat_result, mount: os.stat_result | None) -> MappedDevice | None:
-        """The device of ours that a file turns out to be: an image file of the mount, or the block device that shows one.
+        """The device of ours that a file turns out to be: an image file of the mount, or a block device showing one.
         Opened as a file it would wait for the very thread that reads it."""
         if stat.S_ISBLK(info.st_mode):
             number = (os.major(info.st_rdev), os.minor(info.st_rdev))
