@@ -16,7 +16,7 @@ from kernel_backend.uml import AGENT_PYTHON, KERNEL_6_1, KERNEL_6_12, GuestKerne
 CHECKOUT = Path(__file__).parents[1]
 SECONDS = 900
 BUILD_READS = (
-    "thinfs", "kernel_backend", "scripts", "tests/conformance", "pyproject.toml", "setup.py", "README.md", "LICENSE",
+    "thinfs", "kernel_backend", "scripts", "tests", "pyproject.toml", "setup.py", "README.md", "LICENSE",
 )  # fmt: skip
 
 
