@@ -187,6 +187,8 @@ class Thinfs:
         """`scripts`: where the programs of the tree that is measured are."""
         self.name = name
         self._scripts = scripts
+        # two trees are measured beside each other, and /dev/mapper has one device of a name
+        self._pool, self._volume = f"thinfs-bench-{name}-pool", f"thinfs-bench-{name}-volume"
         self._mount = directory / name
         self._nr_snapshots = 0
         self._env = {**os.environ, "THINFS_MOUNT": str(self._mount)}
@@ -198,10 +200,12 @@ class Thinfs:
             self._stack.callback(os.unlink, data)
             self._stack.callback(self._stop)
             _check(str(scripts / "thinfs"), "serve", "--mount", str(self._mount))
-            self._dmsetup("create", "pool", "--table", f"0 {4 * size_bytes // 512} thin-pool {metadata} {data} 128 0")
-            self._dmsetup("message", "pool", "0", "create_thin 0")
-            self._dmsetup("create", "volume", "--table", f"0 {size_bytes // 512} thin /dev/mapper/pool 0")
-            self.path = str(self._mount / "volume")
+            table = f"0 {4 * size_bytes // 512} thin-pool {metadata} {data} 128 0"
+            self._dmsetup("create", self._pool, "--table", table)
+            self._dmsetup("message", self._pool, "0", "create_thin 0")
+            table = f"0 {size_bytes // 512} thin /dev/mapper/{self._pool} 0"
+            self._dmsetup("create", self._volume, "--table", table)
+            self.path = str(self._mount / self._volume)
             self._stack = self._stack.pop_all()
 
     def _dmsetup(self, *arguments: str) -> None:
@@ -218,9 +222,9 @@ class Thinfs:
 
     def snapshot(self) -> None:
         self._nr_snapshots += 1
-        self._dmsetup("suspend", "volume")
-        self._dmsetup("message", "pool", "0", f"create_snap {self._nr_snapshots} 0")
-        self._dmsetup("resume", "volume")
+        self._dmsetup("suspend", self._volume)
+        self._dmsetup("message", self._pool, "0", f"create_snap {self._nr_snapshots} 0")
+        self._dmsetup("resume", self._volume)
 
     def close(self) -> None:
         self._stack.close()
