@@ -58,6 +58,15 @@ class Bio:
             for call in told:
                 call()
 
+    def follow(self, below: "Bio") -> None:
+        """Complete as `below` does, now or later, with its data and its error."""
+
+        def done() -> None:
+            self.data = below.data
+            self.complete(below.error)
+
+        below.then(done)
+
     def __repr__(self) -> str:
         state = "done" if self.done and self.error is None else self.error if self.done else "under way"
         return f"Bio({self.op.name}, {self.offset}, {self.length}, {state})"

@@ -50,13 +50,8 @@ class DataDevice:
         self.below.submit(below)
         if not below.done:
             self._under_way.add(below)
-
-        def done() -> None:
-            self._under_way.discard(below)
-            bio.data = below.data
-            bio.complete(below.error)
-
-        below.then(done)
+            below.then(lambda: self._under_way.discard(below))
+        bio.follow(below)
 
     def drained(self) -> Steps[None]:
         """Until what is under way in place now has come to its end."""

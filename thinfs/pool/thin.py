@@ -215,9 +215,7 @@ class Thin:
                 piece.data = bytes(length)
                 piece.complete()
             elif below is self._data.below and not self._data.at_once:
-                source = Bio(Op.READ, offset, length)
-                self._data.forward(source, offset)
-                source.then(lambda piece=piece, source=source: _pass_on(piece, source))  # type: ignore[misc]
+                self._data.forward(piece, offset)
             else:
                 below.submit(piece)
         split.seal()
@@ -306,8 +304,3 @@ class Thin:
                 break
             offset = run[1] * block_bytes
         return min(offset, end)
-
-
-def _pass_on(bio: Bio, source: Bio) -> None:
-    bio.data = source.data
-    bio.complete(source.error)

@@ -68,12 +68,7 @@ class LinearTarget(Plain):
             return
         below = Bio(bio.op, self._start + bio.offset, bio.length, bio.data)
         self._backing.submit(below)
-
-        def done() -> None:
-            bio.data = below.data
-            bio.complete(below.error)
-
-        below.then(done)
+        bio.follow(below)
 
     async def close(self) -> None:
         self._release(self._backing)
